@@ -1,0 +1,75 @@
+# Everything a developer or a tester needs. `make help` lists the targets; each does what it needs first.
+
+SHELL := /bin/bash
+PY := .venv/bin/python
+# A python that can make .venv: the first of these that is 3.11 or newer and really starts.
+HOST_PYTHON = $(shell for p in python3 python3.11 python3.12 python3.13 /usr/bin/python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+DEPS := .venv/.deps-done
+EXTENSIONS := build/.extensions-done
+EXT_SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*.h ext/*.c marsx/_ext/*.pxd) setup.py
+PYZ_SOURCES := $(shell find marsx -name '*.py' 2>/dev/null) tools/mkpyz.py tools/pyz_main.py tools/pyz_extract.py \
+	mars.pyz.spec pyproject.toml
+LINTED := setup.py marsx tools tests $(wildcard bench)
+# More arguments for pytest: make test ARGS='tests/unit/base -k config'
+ARGS ?=
+
+# Where it is set, every start of a program compiles all of its modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build pyz test unit check lint types bench demo errors annotate clean distclean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+deps: $(DEPS) ## missing system packages (apt, as root only) and .venv with the pinned tools
+
+$(DEPS): requirements-dev.txt tools/deps.py
+	@test -n "$(HOST_PYTHON)" || { echo "make: no python 3.11 or newer found" >&2; exit 1; }
+	$(HOST_PYTHON) tools/deps.py
+	@touch $@
+
+build: $(EXTENSIONS) ## compile ext/*.pyx into marsx/_ext (MARS_BUILD=debug for assertions and symbols)
+
+$(EXTENSIONS): $(EXT_SOURCES) | $(DEPS)
+	$(PY) setup.py -q build_ext --inplace
+	@mkdir -p build && touch $@
+
+pyz: mars.pyz ## ./mars.pyz, checked and tried on every python found
+
+mars.pyz: $(PYZ_SOURCES) $(EXTENSIONS) | $(DEPS)
+	$(PY) tools/mkpyz.py
+
+test: build pyz ## all tests (what needs root or a device that is not there is skipped, with the reason)
+	$(PY) -m pytest $(ARGS)
+
+unit: build ## only the fast tests
+	$(PY) -m pytest tests/unit $(ARGS)
+
+check: lint types test ## lint, types, all tests
+
+lint: $(DEPS) ## ruff
+	$(PY) -m ruff check $(LINTED)
+
+types: $(DEPS) ## mypy over marsx
+	$(PY) -m mypy marsx
+
+bench: build pyz ## the benchmarks; bench/README.md says what the numbers mean
+	$(PY) -m pytest bench --benchmark-only --import-mode=importlib $(ARGS)
+
+demo: build pyz ## two hosts on this machine: replication, handover, a cut line, a crash
+	$(PY) tools/demo.py $(ARGS)
+
+errors: $(DEPS) ## write docs/errors.md
+	$(PY) tools/errors_page.py
+
+annotate: $(DEPS) ## Cython's html pages: which line costs what (build/cython)
+	MARS_BUILD=annotate $(PY) setup.py -q build_ext --inplace --force
+
+clean: ## what was built
+	rm -rf build dist *.egg-info mars.pyz marsx/_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find marsx tools tests ext -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## and .venv
+	rm -rf .venv

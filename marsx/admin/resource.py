@@ -1,0 +1,184 @@
+"""Resources of this host: create, join, leave, invalidate, fake-sync.
+
+All of them touch facts (positions, logs, sync state), so marsd carries them out in one request and checks again; the
+checks here make the common mistakes cheap to understand.
+"""
+
+from __future__ import annotations
+
+from marsx.admin import checks
+from marsx.admin.cli import parse_size
+from marsx.admin.context import Context, require_cluster, require_member, require_resource
+from marsx.admin.table import Command
+from marsx.base.errors import PreconditionError, UsageError
+from marsx.tree import paths
+from marsx.tree.view import View
+
+RUNNING = ("is-attached", "is-copying", "is-replaying", "is-syncing", "is-primary")
+SWITCHES = ("attach", "connect", "sync", "allow-replay")
+
+
+def _devices_here(view: View, host: str) -> dict[str, str]:
+    """Devices of this host that belong to resources."""
+    found = {view.data(resource, host): resource for resource in view.resources if host in view.members(resource)}
+    found.pop("", None)
+    return found
+
+
+def create_resource(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """create-resource RES DEV [SIZE]."""
+    view = ctx.view()
+    require_cluster(view, ctx.host)
+    checks.identifier(resource, "resource")
+    if view.members(resource):
+        raise PreconditionError(
+            f"resource {resource} exists already, on {', '.join(view.members(resource))}",
+            f"to have a replica here: marsadm join-resource {resource} {args[0]}",
+        )
+    device = args[0]
+    wanted = parse_size(args[1]) if len(args) > 1 else None
+    size = checks.fits(device, checks.block_device(device, _devices_here(view, ctx.host)), wanted)
+    ctx.control.do("create-resource", resource, ctx.options.timeout, device=device, size=size)
+    ctx.say(f"{resource}: created with {size} bytes on {device}, {ctx.host} is its primary")
+
+
+def join_resource(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """join-resource RES DEV."""
+    view = ctx.view()
+    require_cluster(view, ctx.host)
+    require_resource(view, resource)
+    members = view.members(resource)
+    if ctx.host in members:
+        raise PreconditionError(f"resource {resource} is joined on this host already", f"see: marsadm view {resource}")
+    if not members:
+        raise PreconditionError(f"resource {resource} has no members", f"marsadm create-resource {resource} {args[0]}")
+    primary = view.designated(resource)
+    if not primary:
+        raise PreconditionError(
+            f"resource {resource} has no primary to sync from", f"on a member: marsadm primary {resource}"
+        )
+    if view.has_emergency(resource, primary):
+        raise PreconditionError(
+            f"the primary {primary} of {resource} is in emergency mode", f"make room in /mars on {primary}"
+        )
+    device = args[0]
+    offered = checks.block_device(device, _devices_here(view, ctx.host))
+    checks.fits(device, offered, view.size(resource) or None)
+    ctx.control.do("join-resource", resource, ctx.options.timeout, device=device)
+    ctx.say(f"{resource}: joined with {device}, the sync from {primary} begins")
+
+
+def leave_resource(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """leave-resource RES, of this host, or with --host=P --force of one that is gone."""
+    view = ctx.view()
+    gone = ctx.options.host
+    if gone and gone != ctx.host:
+        return _remove_member(ctx, view, resource, gone)
+    require_member(view, resource, ctx.host)
+    if view.actual(resource, ctx.host, "is-primary") == "1" or view.designated(resource) == ctx.host:
+        raise PreconditionError(
+            f"{resource}: {ctx.host} is the primary",
+            f"on another member: marsadm primary {resource}; for the last replica: marsadm secondary {resource}",
+        )
+    on = [name for name in SWITCHES if view.todo(resource, ctx.host, name)]
+    busy = [name for name in RUNNING if view.actual(resource, ctx.host, name) == "1"]
+    if (on or busy) and not ctx.options.force:
+        what = f"{', '.join(on)} switched on" if on else f"still {', '.join(busy)}"
+        raise PreconditionError(f"{resource}: {what}", f"first: marsadm down {resource}")
+    ctx.control.do("leave-resource", resource, ctx.options.timeout, force=ctx.options.force)
+    ctx.say(f"{resource}: {ctx.host} has left it")
+    return None
+
+
+def _remove_member(ctx: Context, view: View, resource: str, gone: str) -> None:
+    """Wish a dead host's membership away (rule 26): its incarnation id is written down as removed."""
+    require_resource(view, resource)
+    if gone not in view.members(resource):
+        raise PreconditionError(f"{resource}: {gone} is not a member", f"members: {', '.join(view.members(resource))}")
+    if not ctx.options.force:
+        raise PreconditionError(
+            f"{resource}: {gone} would lose its replica",
+            f"if {gone} is gone for good: marsadm leave-resource {resource} --host={gone} --force",
+        )
+    if view.designated(resource) == gone:
+        raise PreconditionError(
+            f"{resource}: {gone} is the designated primary", f"first: marsadm primary {resource} --force"
+        )
+    incarnation = ctx.store.get(paths.member(resource, gone))
+    if not incarnation:
+        raise PreconditionError(
+            f"{resource}: the membership of {gone} has no id", "wait until its state has arrived here"
+        )
+    ctx.wish((paths.removed(resource, gone), incarnation))
+    ctx.say(f"{resource}: {gone} is removed; if it comes back it has to join again")
+
+
+def invalidate(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """invalidate RES: throw this host's replica away and sync it anew."""
+    view = ctx.view()
+    require_member(view, resource, ctx.host)
+    primary = view.designated(resource)
+    if primary == ctx.host or view.actual(resource, ctx.host, "is-primary") == "1":
+        raise PreconditionError(
+            f"{resource}: {ctx.host} is the primary, its data cannot be invalidated",
+            f"run it on a secondary, or first on another host: marsadm primary {resource}",
+        )
+    if not primary:
+        raise PreconditionError(
+            f"{resource}: there is no primary to sync from", f"on one host: marsadm primary {resource}"
+        )
+    ctx.control.do("invalidate", resource, ctx.options.timeout, force=ctx.options.force)
+    ctx.say(f"{resource}: the replica on {ctx.host} is synced anew from {primary}")
+
+
+def fake_sync(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """fake-sync RES: call the sync finished without comparing anything."""
+    view = ctx.view()
+    require_member(view, resource, ctx.host)
+    if view.designated(resource) == ctx.host or view.actual(resource, ctx.host, "is-primary") == "1":
+        raise PreconditionError(
+            f"{resource}: {ctx.host} is the primary, there is nothing to sync", "run it on a secondary"
+        )
+    ctx.control.do("fake-sync", resource, ctx.options.timeout, force=ctx.options.force)
+    ctx.say(f"{resource}: the replica on {ctx.host} counts as synced; to take it back: marsadm invalidate {resource}")
+
+
+def no_all(word: str) -> None:
+    """Some commands want one resource by its name."""
+    if word == "all" or "," in word:
+        raise UsageError("this command takes one resource by its name", "marsadm help")
+
+
+_DEVICE = """DEV is a block device, given by its absolute path, that nobody uses and no other resource has."""
+
+COMMANDS = (
+    Command(
+        "create-resource", "RES DEV [SIZE]", create_resource, "make a new resource; this host becomes its primary",
+        "resource",
+        needs=_DEVICE + """
+        SIZE (k m g t p: powers of 1000, K M G T P: of 1024) is a multiple of 4096 and not more than DEV has.""",
+        example="marsadm create-resource data /dev/vg-test/LV-ResA", scope="one", extra=(1, 2), member=False,
+    ),
+    Command(
+        "join-resource", "RES DEV", join_resource, "make a replica of a resource here; it is synced at once",
+        "resource",
+        needs=_DEVICE + """
+        It is not smaller than the resource, which has a primary that is another host.""",
+        example="marsadm join-resource data /dev/vg-test/LV-ResA", scope="one", extra=(1, 1), member=False,
+    ),
+    Command(
+        "leave-resource", "RES", leave_resource, "give up this host's replica; the data on the device stay", "resource",
+        needs="""This host is not primary, and the resource is down here (--force: need not be down).
+        With --host=H --force the replica of another host that is gone for good.""",
+        example="marsadm leave-resource data", member=False,
+    ),
+    Command(
+        "invalidate", "RES", invalidate, "declare this host's replica bad and sync it anew", "resource",
+        needs="This host is not primary, another host is.", example="marsadm invalidate data",
+    ),
+    Command(
+        "fake-sync", "RES", fake_sync, "declare this host's replica synced, without looking", "resource",
+        needs="""This host is not primary. For tests and for devices that are known to be equal: nothing is compared.
+        marsadm invalidate takes it back.""", example="marsadm fake-sync data",
+    ),
+)  # fmt: skip

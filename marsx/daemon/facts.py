@@ -1,0 +1,100 @@
+"""Publication of one resource's positions in the tree, callable from the threads of the data plane.
+
+The tree's store belongs to the loop's thread. A thread hands its entries over, waits until they are in the tree, and makes them durable
+itself where the contract wants it, so that a slow disk of /mars never holds up the loop. Order of calls = order in the tree (rule 19).
+
+The digest at the disk position stands in no tree entry. It is kept beside the tree in `local-HOST/position-RES`, a hint: it is believed only
+if the log confirms it (a group that starts there names it, or the scan finds it); without it the log is read from its beginning.
+"""
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable
+
+from marsx.base import durable
+from marsx.base.errors import MarsError
+from marsx.base.position import LogPos
+from marsx.tree import paths
+from marsx.tree.store import Store
+
+
+class Publisher:
+    """Implements `volume.env.Facts` for one resource of this host."""
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, resource: str, changed: Callable[[], None]) -> None:
+        self._store = store
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._resource = resource
+        self._changed = changed
+        self._hint = os.path.join(store.root, paths.local_dir(store.host), f"position-{resource}")
+
+    # ---- volume.env.Facts ----
+
+    def dirty(self, at: LogPos, length: int) -> None:
+        rel = paths.replay(self._resource, self._store.host)
+        self.put([(rel, f"{at},{length}")], make_durable=True)
+
+    def replayed(self, at: LogPos, digest: str) -> None:
+        self._write_hint(at, digest)
+        self.put([(paths.replay(self._resource, self._store.host), f"{at},0")])
+
+    def version(self, end: LogPos, digest: str, previous: str) -> None:
+        self.put([(paths.version(self._resource, end.nr, self._store.host), f"{digest},{end}:{previous}")])
+
+    # ---- for the daemon ----
+
+    def put(self, items: list[tuple[str, str]], *, make_durable: bool = False) -> None:
+        """Entries into the tree, in this order. From any thread."""
+        if threading.get_ident() == self._thread:
+            self._store.put_many(items)
+        else:
+            done: concurrent.futures.Future[None] = concurrent.futures.Future()
+            try:
+                self._loop.call_soon_threadsafe(self._put, items, done)
+            except RuntimeError as err:
+                raise MarsError("marsd is ending: positions cannot be published any more") from err
+            done.result()
+        if make_durable:
+            by_dir: dict[str, list[str]] = {}
+            for rel, value in items:
+                by_dir.setdefault(os.path.join(self._store.root, os.path.dirname(rel)), []).append(value)
+            for directory, values in by_dir.items():
+                durable.sync_links(directory, values)
+
+    def _put(self, items: list[tuple[str, str]], done: concurrent.futures.Future[None]) -> None:
+        try:
+            self._store.put_many(items)
+        except BaseException as err:
+            done.set_exception(err)
+        else:
+            done.set_result(None)
+            self._changed()
+
+    def _write_hint(self, at: LogPos, digest: str) -> None:
+        temp = f"{self._hint}.new"
+        with contextlib.suppress(OSError):                  # only a hint: without it the next start reads the log from its beginning
+            os.makedirs(os.path.dirname(self._hint), mode=0o700, exist_ok=True)
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                json.dump({"at": str(at), "digest": digest}, file)
+            os.replace(temp, self._hint)
+
+    def digest_hint(self, at: LogPos) -> str:
+        """The digest noted for just this position, "" if there is none."""
+        try:
+            with open(self._hint, encoding="ascii") as file:
+                found = json.load(file)
+            digest = str(found["digest"])
+            return digest if found["at"] == str(at) and len(digest) == 32 and int(digest, 16) >= 0 else ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def drop_hint(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._hint)

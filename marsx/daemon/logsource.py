@@ -1,0 +1,182 @@
+"""The logs of one resource as a peer fetches them (implements `peer.fetch.LogSource`).
+
+Invariants:
+    no byte behind the durable position of the own newest log leaves the host (design D 5)
+    a start is accepted only if (log id, POS, digest) lies in the own history (rule 6)
+    logs that a stream reads from are pinned: deletion asks `Pins` first (rule 9)
+"""
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable
+
+from marsx.base.errors import DamagedError, MarsError, NotFoundError
+from marsx.base.position import LogPos, log_name
+from marsx.log import reader, record
+from marsx.log.record import BLOCK
+from marsx.peer.fetch import NextLog, Start, Verdict
+from marsx.peer.wire import Reason
+
+READ_MAX = 1 << 20
+
+
+class Pins:
+    """Which logs of a resource are being read by streams."""
+
+    def __init__(self) -> None:
+        self._count: Counter[int] = Counter()
+
+    def pin(self, nr: int) -> None:
+        self._count[nr] += 1
+
+    def unpin(self, nr: int) -> None:
+        self._count[nr] -= 1
+        if self._count[nr] <= 0:
+            del self._count[nr]
+
+    def lowest(self) -> int | None:
+        return min(self._count, default=None)
+
+
+class End:
+    """The durable end of the own newest history, and a way to wait for more. Belongs to the loop; `at` may be read anywhere."""
+
+    def __init__(self, at: LogPos) -> None:
+        self.at = at
+        self._waiters: set[asyncio.Event] = set()
+
+    def move(self, at: LogPos) -> None:
+        if at != self.at:
+            self.at = at
+            for event in self._waiters:
+                event.set()
+
+    async def wait(self, done: Callable[[], bool]) -> None:
+        event = asyncio.Event()
+        self._waiters.add(event)
+        try:
+            while not done():
+                event.clear()
+                await event.wait()
+        finally:
+            self._waiters.discard(event)
+
+
+class Source:
+    """One stream's view. `end`: where the own durable history ends."""
+
+    def __init__(self, directory: str, uuid: str, resource: str, end: End, pins: Pins,
+                 points: Callable[[], dict[int, tuple[LogPos, str]]]) -> None:
+        self._directory = directory
+        self._uuid = uuid
+        self._resource = resource
+        self._end = end
+        self._pins = pins
+        self._points = points
+        self._log: reader.OpenLog | None = None
+        self._pinned: set[int] = set()
+
+    def check(self, start: Start) -> Verdict:
+        end = self._end.at
+        name = log_name(start.nr, start.producer)
+        same = [e for e in reader.list_logs(self._directory) if e.nr == start.nr]
+        if not any(e.producer == start.producer for e in same):
+            if same:
+                return Verdict(Reason.SPLIT, f"log {start.nr} was written by {same[0].producer} here, not by {start.producer}")
+            reason = Reason.BEHIND if start.nr > end.nr else Reason.MISSING
+            return Verdict(reason, f"{name} is not here (any more)")
+        try:
+            log = self._open(start.nr, start.producer)
+        except (DamagedError, NotFoundError) as err:
+            return Verdict(Reason.MISSING, err.text)
+        known = self._end_of(start.nr, start.producer)
+        if not start.log_id:
+            self._pin(start.nr)
+            return Verdict(header=log.header.pack())
+        if start.log_id != log.header.log_id.hex():
+            return Verdict(Reason.SPLIT, f"{name} here is another log of the same name")
+        if start.pos > known:
+            reason = Reason.BEHIND if (start.nr, start.producer) == (end.nr, end.producer) else Reason.SPLIT
+            return Verdict(reason, f"{name} ends at {known} here, asked from {start.pos}")
+        if start.digest != self._digest_at(log, start.pos):
+            return Verdict(Reason.SPLIT, f"{name} has other contents here before {start.pos}")
+        self._pin(start.nr)
+        return Verdict()
+
+    def _digest_at(self, log: reader.OpenLog, pos: int) -> str | None:
+        """From the group that starts there, if there is one (its header is checked against the chain as far as CRC and log id go); else by
+        reading the log from its beginning."""
+        if pos == 0:
+            return log.header.digest0
+        block = reader.read_block(log.fd, BLOCK + pos)
+        checked = record.group_digest_before(block, log.header, pos) if len(block) == BLOCK else None
+        return checked or reader.digest_at(log.fd, log.header, pos)
+
+    def _end_of(self, nr: int, producer: str) -> int:
+        """POS up to which this log may be given away."""
+        end = self._end.at
+        if (nr, producer) == (end.nr, end.producer):
+            return end.pos
+        for entry in reader.list_logs(self._directory):
+            if entry.nr > nr:
+                with reader.open_log(entry.path, self._uuid, self._resource) as log:
+                    pred = log.header.pred
+                    if pred is not None and (pred.nr, pred.producer) == (nr, producer):
+                        return pred.pos
+        return 0
+
+    def _open(self, nr: int, producer: str) -> reader.OpenLog:
+        if self._log is not None and (self._log.header.nr, self._log.header.producer) == (nr, producer):
+            return self._log
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        self._log = reader.open_log(os.path.join(self._directory, log_name(nr, producer)), self._uuid, self._resource)
+        return self._log
+
+    def _pin(self, nr: int) -> None:
+        if nr not in self._pinned:
+            self._pinned.add(nr)
+            self._pins.pin(nr)
+
+    def read(self, nr: int, producer: str, pos: int, limit: int) -> bytes:
+        end = self._end.at
+        stop = end.pos if (nr, producer) == (end.nr, end.producer) else self._end_of(nr, producer)
+        want = min(limit, READ_MAX, stop - pos)
+        if want <= 0:
+            return b""
+        data = os.pread(self._open(nr, producer).fd, want, BLOCK + pos)
+        if len(data) != want:
+            raise MarsError(f"{log_name(nr, producer)} is shorter than its durable end {stop}")
+        return data
+
+    def following(self, nr: int, producer: str, pos: int) -> NextLog | None:
+        if self._end.at.nr <= nr:
+            return None
+        for entry in reader.list_logs(self._directory):
+            if entry.nr <= nr:
+                continue
+            with reader.open_log(entry.path, self._uuid, self._resource) as log:
+                pred = log.header.pred
+                if pred == LogPos(nr, producer, pos):
+                    self._pin(entry.nr)
+                    return NextLog(log.header.nr, log.header.producer, log.header.pack())
+        return None
+
+    async def wait(self, nr: int, producer: str, pos: int) -> None:
+        await self._end.wait(lambda: self._end.at.order > (nr, pos))
+
+    def acked(self, nr: int, producer: str, pos: int) -> None:
+        for old in [n for n in self._pinned if n < nr]:
+            self._pinned.discard(old)
+            self._pins.unpin(old)
+
+    def close(self) -> None:
+        for nr in self._pinned:
+            self._pins.unpin(nr)
+        self._pinned.clear()
+        if self._log is not None:
+            self._log.close()
+            self._log = None

@@ -1,0 +1,47 @@
+"""What a volume is told about its resource, and how it publishes positions (both given by `daemon`)."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from marsx.base.position import LogPos
+
+
+class Facts(Protocol):
+    """Publication of positions; callable from any thread, returns when the entry is in the tree (`dirty`: durable there)."""
+
+    def dirty(self, at: LogPos, length: int) -> None:
+        """[at, at + length) is about to be written to the disk: durable before the first byte (rule 12)."""
+
+    def replayed(self, at: LogPos, digest: str) -> None:
+        """Everything before `at` is durable on the disk."""
+
+    def version(self, end: LogPos, digest: str, previous: str) -> None:
+        """The log is known, verified and durable up to `end`; `previous` = end point of the log before ("" = none)."""
+
+
+@dataclass
+class Env:
+    """One resource on this host. Sizes in bytes."""
+
+    directory: str
+    uuid: str
+    resource: str
+    host: str
+    device_size: int
+    block_size: int
+    facts: Facts
+    stamp: Callable[[], int]                    # Lamport ns for new logs
+    window_bytes: int = 32 << 20
+    ring_bytes: int = 64 << 20
+    index_bytes: int = 16 << 20
+    flush_ms: int = 20
+    writeback_bytes: int = 4 << 20              # write-back starts with so much, or after writeback_ms
+    writeback_ms: int = 1000
+    on_trouble: Callable[[str], None] = field(default=lambda text: None)
+
+
+def previous_point(pred: LogPos | None, pred_digest: str) -> str:
+    """The part of a version link behind the colon."""
+    return "" if pred is None else f"{pred_digest},{pred}"

@@ -1,0 +1,222 @@
+"""The volume of a primary: recovery, a new log, write-back, rotation, a proper end.
+
+States: made -> open() -> serving -> end() -> closed. Threads (run by `daemon`): `flusher_body`, `writeback_body`; device threads call the
+extension directly.
+
+Invariants:
+    log N+1 is made only when N is durable to its end, and its header says so (rule 4)
+    POS, LEN of the replay link is durable before a window is written; POS moves after the window's flush (rule 12)
+    the window ends at or before the durable position (rule 2; the extension loads no further)
+"""
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+
+from marsx._ext import marslog, marsreplay
+from marsx.base.errors import MarsError
+from marsx.base.position import LogPos
+from marsx.log import record, writer
+from marsx.log.record import FileHeader
+from marsx.volume import recovery
+from marsx.volume.env import Env, previous_point
+from marsx.volume.replay import apply_windows
+
+PREALLOCATE = 64 << 20
+
+
+class Primary:
+    """One resource's volume on its primary. disk_fd: O_DIRECT, stays the caller's."""
+
+    def __init__(self, env: Env, disk_fd: int, event_fd: int = -1) -> None:
+        self.env = env
+        self.disk_fd = disk_fd
+        self.event_fd = event_fd
+        self.header: FileHeader | None = None
+        self.volume: marslog.Volume | None = None
+        self.error = ""
+        self._fds: dict[int, int] = {}
+        self._headers: dict[int, FileHeader] = {}
+        self._rotate_lock = threading.Lock()
+        self._stopping = False
+        self._drain = threading.Event()
+        self._drained = threading.Event()
+        self._closed = False
+
+    # ---- start ----
+
+    def open(self, at: LogPos, at_digest: str, known_durable: recovery.KnownDurable, *, first: bool = False, same_device: bool = False) -> None:
+        """Recover from the disk position `at`, make log N+1, be ready to serve. first: the resource has no log yet. same_device: the block
+        device outlived the last worker, so requests may be sent again (rule 11)."""
+        logs = [] if first else recovery.recover(self.env, at, at_digest, known_durable, uniques=same_device)
+        try:
+            while not self._build(logs, at):
+                at = self._bring_forward(logs, at)
+                logs = recovery.recover(self.env, at, "", known_durable, uniques=same_device)
+        except BaseException:
+            recovery.close_all([log for log in logs if log.fd not in self._fds.values()])
+            raise
+        assert self.volume is not None
+        if same_device:
+            known = {unique for log in logs for unique in log.scan.uniques if unique}
+            self.volume.set_known(struct.pack(f"<{len(known)}Q", *sorted(known)))
+        last = logs[-1] if logs else None
+        if last is not None:
+            writer.end_log(last.fd, last.end, last.path)
+            self.env.facts.version(last.position, last.digest, previous_point(last.header.pred, last.header.pred_digest))
+        nr = at.nr if first else last.header.nr + 1 if last else at.nr + 1
+        self._start_log(nr, last.position if last else None, last.digest if last else record.NO_DIGEST, fresh=True)
+
+    def _build(self, logs: list[recovery.Recovered], at: LogPos) -> bool:
+        """A new volume with these logs in its index; False when the index is too small for the backlog."""
+        env = self.env
+        self._fds.clear()
+        self.volume = marslog.Volume(self.disk_fd, env.device_size, env.block_size, env.ring_bytes, env.index_bytes, self.event_fd)
+        self.volume.flush_ns = env.flush_ms * 1_000_000
+        for log in logs:
+            cursor = None
+            if not self._fds:
+                cursor = marsreplay.Cursor(log.header.pack(), log.start, bytes.fromhex(log.start_digest))
+            self._fds[log.header.nr] = log.fd
+            self._headers[log.header.nr] = log.header
+            try:
+                self.volume.add_log(log.fd, log.header.pack(), log.end, cursor)
+            except BlockingIOError:
+                self._fds.clear()
+                return False
+        return True
+
+    def _bring_forward(self, logs: list[recovery.Recovered], at: LogPos) -> LogPos:
+        """The index cannot hold the backlog: write the oldest log's windows to the disk before serving."""
+        log = logs[0] if logs[0].end > logs[0].start or len(logs) == 1 else logs[1]
+        cursor = marsreplay.Cursor(log.header.pack(), log.start, bytes.fromhex(log.start_digest))
+        window = marsreplay.Window(self.env.window_bytes)
+        done = apply_windows(self.env, window, log.fd, log.header, cursor, log.end, self.disk_fd, max_windows=16)
+        recovery.close_all(logs)
+        return done
+
+    def _start_log(self, nr: int, pred: LogPos | None, pred_digest: str, *, fresh: bool) -> None:
+        """Make log `nr` durable and append to it from now on."""
+        env = self.env
+        stamp = env.stamp()
+        header = FileHeader(nr=nr, producer=env.host, resource=env.resource, uuid=env.uuid, log_id=record.new_log_id(),
+                            device_size=env.device_size, block_size=env.block_size, lamport_ns=stamp, real_ns=time.time_ns(),
+                            pred=pred, pred_digest=pred_digest)
+        fd = writer.create_log(env.directory, header, PREALLOCATE)
+        allocated = record.BLOCK + PREALLOCATE
+        assert self.volume is not None
+        self.volume.set_lamport(stamp)
+        if fresh:
+            self.volume.start(fd, header.pack(), allocated)
+        else:
+            self.volume.switch(fd, header.pack(), allocated)
+        self._fds[nr] = fd
+        self._headers[nr] = header
+        self.header = header
+        env.facts.version(header.start, header.digest0, previous_point(pred, pred_digest))
+
+    # ---- while serving ----
+
+    def flusher_body(self) -> None:
+        """Thread."""
+        assert self.volume is not None
+        self.volume.run_flusher()
+
+    def writeback_body(self) -> None:
+        """Thread: windows of durable groups to the data device, until end() or an error (which stops the resource, named)."""
+        assert self.volume is not None
+        window = marsreplay.Window(self.env.window_bytes)
+        try:
+            while not self._stopping:
+                have = self.volume.wait_work(1 if self._drain.is_set() else self.env.writeback_bytes,
+                                             50 if self._drain.is_set() else self.env.writeback_ms)
+                if have and not self._stopping:
+                    self._write_back(window)
+                if self._drain.is_set() and not self.volume.state["writeback_rest"]:
+                    self._drained.set()
+        except (OSError, ValueError, MarsError) as err:
+            self.error = f"write-back stopped: {err}"
+            self.env.on_trouble(self.error)
+            self._drained.set()
+
+    def _write_back(self, window: marsreplay.Window) -> None:
+        volume = self.volume
+        assert volume is not None
+        at = volume.writeback_cursor
+        if not volume.load_window(window):
+            return
+        after = volume.writeback_cursor
+        start = LogPos(after.nr, self._producer(after.nr), at.pos if at.nr == after.nr else 0)
+        self.env.facts.dirty(start, after.pos - start.pos)
+        window.apply(self.disk_fd)
+        volume.finish_window(window)
+        self.env.facts.replayed(LogPos(after.nr, start.producer, after.pos), after.digest.hex())
+        for nr, fd in volume.drop_logs():
+            self._fds.pop(nr, None)
+            self._headers.pop(nr, None)
+            os.close(fd)
+
+    def _producer(self, nr: int) -> str:
+        return self._headers[nr].producer
+
+    def rotate(self) -> LogPos:
+        """Log N ends, log N+1 begins; writers wait for two syncs. Returns the end of N. Blocks."""
+        with self._rotate_lock:
+            end, digest = self._freeze()
+            assert self.header is not None
+            self._start_log(end.nr + 1, end, digest, fresh=False)
+            return end
+
+    def _freeze(self) -> tuple[LogPos, str]:
+        assert self.volume is not None and self.header is not None
+        pos, digest = self.volume.freeze()
+        end = LogPos(self.header.nr, self.header.producer, pos)
+        self.env.facts.version(end, digest.hex(), previous_point(self.header.pred, self.header.pred_digest))
+        return end, digest.hex()
+
+    def drain(self, timeout: float) -> bool:
+        """Write everything back that is durable; True when nothing is left. Blocks."""
+        self._drained.clear()
+        self._drain.set()
+        try:
+            return self._drained.wait(timeout) and not self.error
+        finally:
+            self._drain.clear()
+
+    def publish(self) -> None:
+        """The version link as far as the log is durable now."""
+        assert self.volume is not None
+        _, nr, pos, digest = self.volume.durable_point()
+        header = self._headers[nr]
+        self.env.facts.version(LogPos(nr, header.producer, pos), digest.hex(), previous_point(header.pred, header.pred_digest))
+
+    # ---- end ----
+
+    def end(self) -> tuple[LogPos, str]:
+        """The device is gone (or never was): end the log, bring everything to the disk, publish. Returns the final position and digest.
+        The write-back thread must still run. Blocks. Raises MarsError when the disk position could not reach the log's end."""
+        assert self.volume is not None and self.header is not None
+        with self._rotate_lock:
+            end, digest = self._freeze()
+        if not self.drain(3600.0):
+            raise MarsError(self.error or "write-back did not come to an end", "see the messages of the kernel about the data device")
+        writer.end_log(self._fds[end.nr], end.pos, end.log)
+        self.env.facts.replayed(end, digest)
+        return end, digest
+
+    def request_stop(self) -> None:
+        """Let the threads end; nothing that is durable is lost (recovery goes on from the disk position)."""
+        self._stopping = True
+        if self.volume is not None:
+            self.volume.request_stop()
+
+    def close(self) -> None:
+        """After the threads have ended."""
+        if not self._closed:
+            self._closed = True
+            for fd in self._fds.values():
+                os.close(fd)
+            self._fds.clear()
+            self.volume = None

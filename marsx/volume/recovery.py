@@ -1,0 +1,98 @@
+"""After a start: what do the own logs really hold from the disk position on? (rules 3, 4, 5)
+
+    1. every log from the disk position on is fdatasynced before it is read: what a scan accepts is on the disk, not only in a cache
+    2. a log with a successor ends where the successor's header says, with that digest; anything else is damage
+    3. the newest log ends at its last valid group; a torn tail is normal, but not below a position that was known durable
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from marsx.base import durable
+from marsx.base.errors import DamagedError
+from marsx.base.position import LogPos
+from marsx.log import reader, writer
+from marsx.log.reader import COLLECT_NOTHING, COLLECT_UNIQUES, NORMAL_AFTER_CRASH, ScanResult
+from marsx.log.record import FileHeader
+from marsx.volume.env import Env
+
+
+@dataclass
+class Recovered:
+    """One log of the chain, opened O_RDWR | O_DIRECT. [start, end) was verified; digests belong to these positions."""
+
+    fd: int
+    path: str
+    header: FileHeader
+    start: int
+    start_digest: str
+    end: int
+    digest: str
+    is_last: bool
+    scan: ScanResult
+
+    @property
+    def position(self) -> LogPos:
+        return LogPos(self.header.nr, self.header.producer, self.end)
+
+
+KnownDurable = Callable[[int, str], int]
+
+
+def recover(env: Env, at: LogPos, at_digest: str, known_durable: KnownDurable, *, uniques: bool = False) -> list[Recovered]:
+    """The logs that hold the history from `at` on, oldest first. `at_digest` may be "" (then it is found by reading the log from its
+    beginning). known_durable(nr, producer): POS that version links call durable. DamagedError, NotFoundError name what is wrong."""
+    chain = writer.chain_from(env.directory, at, env.uuid, env.resource, env.host)
+    done: list[Recovered] = []
+    try:
+        for log in chain:
+            first = (log.nr, log.producer) == (at.nr, at.producer)
+            done.append(_recover_one(env, log, at.pos if first else 0, at_digest if first else "", known_durable,
+                                     COLLECT_UNIQUES if uniques else COLLECT_NOTHING))
+    except BaseException:
+        close_all(done)
+        raise
+    return done
+
+
+def close_all(logs: list[Recovered]) -> None:
+    for log in logs:
+        os.close(log.fd)
+
+
+def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_durable: KnownDurable, collect: int) -> Recovered:
+    fd = os.open(log.path, os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        durable.overwrite(fd, b"", 0, log.path)             # an overwrite of nothing is the fdatasync
+        if start and not digest:
+            digest = _digest_at(fd, log, start)
+        digest = digest or log.header.digest0
+        result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, collect=collect,
+                             known_durable=known_durable(log.nr, log.producer) if log.end is None else 0)
+        _judge(log, result)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Recovered(fd, log.path, log.header, start, digest, result.end, result.digest, log.end is None, result)
+
+
+def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:
+    found = reader.digest_at(fd, log.header, pos)
+    if found is None:
+        raise DamagedError(f"{log.path}: the replay position {pos} is not the end of a valid group",
+                           "invalidate this replica; if it is the only one, see the manual on damaged logs")
+    return found
+
+
+def _judge(log: writer.LogFile, result: ScanResult) -> None:
+    """May we believe that the log ends where the scan ended?"""
+    hint = "fetch the log from a peer that has it, or invalidate this replica"
+    if log.end is not None:
+        if result.end != log.end:
+            raise DamagedError(f"{log.path} is damaged {result.detail} (it has to end at {log.end})", hint)
+        if log.end_digest and result.digest != log.end_digest:
+            raise DamagedError(f"{log.path} is not the log that its successor follows: other contents", hint)
+    elif result.reason not in NORMAL_AFTER_CRASH:
+        raise DamagedError(f"{log.path} is damaged ({result.reason}) {result.detail}", hint)

@@ -1,0 +1,55 @@
+"""A ledger writer that runs inside a host while a test does harm; stopped by the end of its standard input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import write_ledger
+
+from tools.hosts import Host
+
+
+class RunningWriter:
+    """`with RunningWriter(host, device, notes) as writer:` writes until the block is left or `stop()`."""
+
+    def __init__(self, host: Host, device: str, notes: Path, blocks: int = 4096, threads: int = 1, seed: int = 1,
+                 pause_us: int = 0) -> None:
+        self.host, self.notes, self.blocks = host, notes, blocks
+        numbers = (blocks, threads, seed, 0, pause_us)
+        self.child = host.popen([sys.executable, write_ledger.__file__, device, str(notes), *map(str, numbers)],
+                                stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.status: int | None = None
+
+    def ledgers(self) -> list[write_ledger.Ledger]:
+        """What has been written so far."""
+        return write_ledger.ledgers(self.notes)
+
+    def acknowledged(self) -> int:
+        """Acknowledged writes of all threads."""
+        return sum(book.acknowledged for book in self.ledgers())
+
+    def go_on(self, more: int = 200) -> None:
+        """Wait until `more` further writes were acknowledged: so the next harm hits in the middle of writing."""
+        goal = self.acknowledged() + more
+        self.host.wait(lambda: self.acknowledged() >= goal or self.child.poll() is not None, 120, f"{more} more writes")
+        if self.child.poll() is not None:
+            self.stop()
+            raise AssertionError(f"the writer ended by itself: {[book.error for book in self.ledgers()]}")
+
+    def stop(self, timeout: float = 180) -> int:
+        """End the writer, return its exit status (0 = no write failed)."""
+        if self.status is None:
+            _, err = self.child.communicate(timeout=timeout)
+            self.status = self.child.returncode
+            if self.status not in (0, 1):
+                raise AssertionError(f"the writer itself failed: {err}")
+        return self.status
+
+    def __enter__(self) -> "RunningWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.status is None:
+            self.child.kill()
+            self.child.communicate()
+            self.status = self.child.returncode

@@ -1,0 +1,59 @@
+"""Lists the plugins (every tests/fix_*.py) and remembers a run that died. Nothing else belongs here.
+
+A run that ends by a signal (a crash in an extension, kill -9) leaves a note with the name of the test it was in; the
+next run says so on top, because "no failures reported" is no success then.
+"""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+pytest_plugins = [f"tests.{path.stem}" for path in sorted(HERE.glob("fix_*.py"))]
+
+
+def _notes(config: pytest.Config) -> Path | None:
+    cache = getattr(config, "cache", None)
+    return Path(cache.mkdir("marsx-running")) if cache else None
+
+
+def _is_alive(note: Path) -> bool:
+    return note.name.isdigit() and os.path.exists(f"/proc/{note.name}")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Runs that died since."""
+    notes = _notes(config)
+    lines = []
+    for note in sorted(notes.iterdir()) if notes else []:
+        if not _is_alive(note):
+            lines.append(f"an earlier run DIED (crash or kill) in: {note.read_text() or 'start or end'}")
+            note.unlink(missing_ok=True)
+    if notes:
+        (notes / str(os.getpid())).write_text("")
+    return lines
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """The test that runs now."""
+    if _current is not None and _current.exists():
+        _current.write_text(nodeid)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where this run's note is."""
+    global _current
+    notes = _notes(config)
+    _current = notes / str(os.getpid()) if notes else None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """This run came to its end."""
+    if _current is not None:
+        _current.unlink(missing_ok=True)
+
+
+_current: Path | None = None

@@ -1,0 +1,78 @@
+"""Test-only FUSE server (nullserver.c) as a Python object, and a whole null device for measurements.
+
+    lib = build(directory)                       # compiles, returns the path of the library
+    server = NullServer(lib); server.start(fds, "name", backing_fd, resend=False)
+    with null_device(lib, "bench", size) as path: ...   # /dev/loopN with nothing behind it: the empty path
+"""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from marsx.device.loop import FuseLoop
+
+READ, WRITE, FSYNC, FALLOCATE, RESENT = 15, 16, 20, 43, 0
+WRITE_DELAY_US, FSYNC_ERROR, READ_ERROR = 1, 2, 3
+
+
+def build(directory: str | Path) -> str:
+    """Compile the server; the path of the library."""
+    source = Path(__file__).with_name("nullserver.c")
+    target = Path(directory) / "nullserver.so"
+    command = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", "-o", str(target), str(source)]
+    subprocess.run(command, check=True)
+    return str(target)
+
+
+class NullServer:
+    """One connection served by threads of this process; they die with it, like the worker's."""
+
+    def __init__(self, library: str) -> None:
+        self._lib = ctypes.CDLL(library)
+        self._lib.null_count.restype = ctypes.c_uint64
+
+    def start(self, fds: Sequence[int], name: str, backing: int = -1, resend: bool = False) -> None:
+        error = self._lib.null_start((ctypes.c_int * len(fds))(*fds), len(fds), name.encode(), backing, int(resend))
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def wait(self) -> int:
+        """0 when every thread has seen the end of the connection."""
+        return self._lib.null_wait()
+
+    def count(self, op: int) -> int:
+        return self._lib.null_count(op)
+
+    def tune(self, what: int, value: int) -> None:
+        self._lib.null_tune(what, ctypes.c_int64(value))
+
+
+@contextlib.contextmanager
+def null_device(library: str, name: str, size: int, *, block_size: int = 512, clones: int = 2) -> Iterator[str]:
+    """Path of a block device with nothing behind it; for measuring what the path to the worker alone costs."""
+    with tempfile.TemporaryDirectory(prefix="mars-null-") as links:
+        front = FuseLoop(links)
+        channel = front.create(name, clones)
+        pid = os.fork()
+        if pid == 0:
+            os.close(channel.mount)
+            server = NullServer(library)
+            server.start(channel.fds, name)
+            os._exit(server.wait())
+        attached = None
+        try:
+            for fd in channel.fds:
+                os.close(fd)
+            attached = front.attach(name, channel.mount, size, block_size, lambda number: None)
+            os.close(channel.mount)
+            yield attached.path
+        finally:
+            if attached is None or front.detach(name, attached, 5.0):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

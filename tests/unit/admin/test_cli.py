@@ -1,0 +1,64 @@
+"""The command line: options anywhere, nothing guessed."""
+
+from __future__ import annotations
+
+import pytest
+
+from marsx.admin import cli
+from marsx.base.errors import UsageError
+
+
+def test_options_stand_anywhere() -> None:
+    """Before, between and behind the words, with = or a blank."""
+    call = cli.parse(["--timeout=5", "primary", "--force", "data", "--ip", "10.0.0.1", "--mars-dir=/x"])
+    assert (call.command, call.args) == ("primary", ("data",))
+    assert call.options.force and call.options.timeout == 5 and call.options.ip == "10.0.0.1"
+    assert call.options.dirs == {"mars_dir": "/x"}
+
+
+def test_address_of_a_peer() -> None:
+    """--ip-HOST has an open name, with dashes in it too."""
+    call = cli.parse(["join-cluster", "my-host", "--ip-my-host=10.0.0.9", "--token=T"])
+    assert call.options.peer_ips == {"my-host": "10.0.0.9"} and call.args == ("my-host",)
+
+
+def test_force_prefix() -> None:
+    """force-CMD is --force CMD."""
+    call = cli.parse(["force-primary", "data"])
+    assert call.command == "primary" and call.options.force
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--for", "primary", "data"], "unknown option '--for'"),
+        (["--nonsense=3", "view"], "unknown option '--nonsense'"),
+        (["view", "-x"], "unknown option '-x'"),
+        (["--force=1", "primary", "data"], "takes no value"),
+        (["view", "--timeout"], "needs a value"),
+        (["view", "--timeout=soon"], "number of seconds"),
+        (["view", "--timeout=-1"], "number of seconds"),
+        (["view", "--ip-=1.2.3.4"], "unknown option"),
+    ],
+)
+def test_refused(words: list[str], text: str) -> None:
+    """One clear reason; an abbreviation is no option."""
+    with pytest.raises(UsageError, match=text) as caught:
+        cli.parse(words)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("4096", 4096), ("1k", 1000), ("1K", 1024), ("100G", 100 << 30), ("3t", 3 * 10**12), ("2P", 2 << 50)],
+)
+def test_sizes(text: str, value: int) -> None:
+    """Lower case counts by 1000, upper case by 1024."""
+    assert cli.parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5G", "10X", "G", "0x10", "1 G", "٣"])
+def test_no_sizes(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(UsageError):
+        cli.parse_size(text)

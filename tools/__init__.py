@@ -1,0 +1,1 @@
+"""Tools around the product, never shipped in `mars.pyz`: hosts in name spaces, the demo, the build of the one file."""
