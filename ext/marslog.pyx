@@ -20,7 +20,7 @@ Invariants (checked where they could break; a violation stops the volume):
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t, int64_t
 from libc.stdlib cimport malloc, calloc, realloc, free
 from libc.string cimport memcpy, memset, memmove
-from libc.errno cimport EIO, ENOSPC, ENOMEM, EINVAL, EOPNOTSUPP, ENOSYS, EINTR, errno
+from libc.errno cimport EIO, ENOSPC, EDQUOT, ENOMEM, EINVAL, EOPNOTSUPP, ENOSYS, EINTR, errno
 from posix.time cimport timespec, clock_gettime, nanosleep, CLOCK_REALTIME, CLOCK_MONOTONIC
 from format cimport *
 from marsx._ext.marsreplay cimport *
@@ -38,6 +38,10 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from "crc32c.h" nogil:
     uint32_t mars_crc32c(uint32_t crc, const void *p, size_t n)
+    int mars_crc32c_env()
+
+cdef extern from "xxh3.h" nogil:
+    int mars_xxh3_env()
 
 cdef extern from "ring.h" nogil:
     int mars_ring_map(size_t size, uint8_t **out)
@@ -62,6 +66,9 @@ cdef extern from * nogil:
     #define mars_fence() __sync_synchronize()
     """
     void mars_fence()
+
+if mars_crc32c_env() != 0 or mars_xxh3_env() != 0:
+    raise ValueError("MARS_CRC_KERNEL or MARS_XXH3_KERNEL asks for a kernel that this machine does not have")
 
 cdef enum:
     N_GROUPS = 64                   # groups open, waiting, being written or being answered
@@ -96,6 +103,10 @@ cdef inline uint64_t clock_ns(int which) noexcept nogil:
     cdef timespec t
     clock_gettime(which, &t)
     return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
+
+cdef inline bint no_space(int rc) noexcept nogil:
+    return rc == -ENOSPC or rc == -EDQUOT
 
 
 cdef void sleep_ns(uint64_t ns) noexcept nogil:
@@ -326,6 +337,9 @@ cdef class Volume:
         cdef Group *g
         cdef uint64_t v
         if self.index.free_count < 4 * (self.index.depth + 2) + 8:
+            if not self.index_full:                     # write-back has to come now, however little there is
+                self.index_full = 1
+                pthread_cond_broadcast(&self.work)
             return 0
         if self.open_group:
             g = &self.groups[(self.g_next - 1) % N_GROUPS]
@@ -476,41 +490,56 @@ cdef class Volume:
         cdef uint64_t off = MARS_BLOCK + g.vstart - s.base
         cdef uint64_t length = g.vend - g.vstart
         cdef uint64_t end = off + length
-        cdef int rc
-        while end > s.allocated:
-            rc = self.allocate(&s)
-            if rc < 0:
-                return rc
-        return mars_pwrite_all(s.fd, self.ring + g.vstart % self.ring_size, length, off)
-
-    cdef int allocate(self, Segment *s) noexcept nogil:
-        """Not locked. One more step of file space for the newest log (s is the caller's copy)."""
         cdef int rc = 0
-        if fallocate(s.fd, 0, <int64_t>s.allocated, <int64_t>self.allocate_step) != 0:
+        while rc == 0 and end > s.allocated:
+            rc = self.allocate(&s, self.allocate_step)
+            if no_space(rc):
+                rc = self.allocate(&s, end - s.allocated)       # the rest of /mars may still take this group
+            if no_space(rc):
+                rc = self.stall(rc)
+        while rc == 0:
+            rc = mars_pwrite_all(s.fd, self.ring + g.vstart % self.ring_size, length, off)
+            if rc == 0:
+                break
+            if no_space(rc):                                    # file systems that promise no space ahead
+                rc = self.stall(rc)
+        if rc == 0 and self.stalled:
+            pthread_mutex_lock(&self.lock)
+            self.stalled = 0
+            pthread_mutex_unlock(&self.lock)
+            self.notify()
+        return rc
+
+    cdef int stall(self, int rc) noexcept nogil:
+        """Not locked. /mars is full: say so and wait a moment. 0: try again; the error when the volume is to stop."""
+        pthread_mutex_lock(&self.lock)
+        if self.stop:
+            pthread_mutex_unlock(&self.lock)
+            return rc
+        if self.stalled == 0:
+            self.stalled = clock_ns(CLOCK_MONOTONIC)
+            self.notify()
+        pthread_mutex_unlock(&self.lock)
+        sleep_ns(100000000)
+        return 0
+
+    cdef int allocate(self, Segment *s, uint64_t step) noexcept nogil:
+        """Not locked. `step` more bytes of file space for the log (s is the caller's copy). 0 or a negative errno."""
+        cdef int rc = 0
+        if fallocate(s.fd, 0, <int64_t>s.allocated, <int64_t>step) != 0:
             rc = -errno
         if rc == -EINTR:
             return 0
-        pthread_mutex_lock(&self.lock)
         if rc == -EOPNOTSUPP or rc == -ENOSYS:
             s.allocated = UNKNOWN
             rc = 0
         elif rc == 0:
-            s.allocated += self.allocate_step
+            s.allocated += step
         if rc == 0:
+            pthread_mutex_lock(&self.lock)
             if self.seg[self.n_seg - 1].fd == s.fd and self.seg[self.n_seg - 1].allocated < s.allocated:
                 self.seg[self.n_seg - 1].allocated = s.allocated
-            if self.stalled:
-                self.stalled = 0
-                self.notify()
-        elif rc == -ENOSPC and not self.stop:
-            if self.stalled == 0:
-                self.stalled = clock_ns(CLOCK_MONOTONIC)
-                self.notify()
-            rc = 0
             pthread_mutex_unlock(&self.lock)
-            sleep_ns(100000000)
-            return rc
-        pthread_mutex_unlock(&self.lock)
         return rc
 
     cdef void commit(self) noexcept nogil:
@@ -621,23 +650,41 @@ cdef class Volume:
     # ---- flush ----
 
     cdef int flush(self, const mars_req *req) noexcept nogil:
-        """FLUSH: answered when everything answered before it came is durable in the log (rule 1). 0, or a negative errno (caller answers)."""
+        """FLUSH: answered when everything answered before it came is durable in the log (rule 1). 0, or a negative errno
+        (the caller answers)."""
         cdef int rc
         pthread_mutex_lock(&self.lock)
         self.c_flushes += 1
+        while self.n_flush == N_FLUSH and self.failed == 0:         # all of them wait for an fdatasync that is running
+            pthread_cond_wait(&self.work, &self.lock)
         rc = self.failed
         if rc == 0 and self.durable < self.written:
-            if self.n_flush < N_FLUSH:
-                self.flushes[self.n_flush].req = req[0]
-                self.flushes[self.n_flush].target = self.written
-                self.n_flush += 1
-                pthread_mutex_unlock(&self.lock)
-                self.sync(0)
-                return 0
-            rc = -EIO
+            self.flushes[self.n_flush].req = req[0]
+            self.flushes[self.n_flush].target = self.written
+            self.n_flush += 1
+            pthread_mutex_unlock(&self.lock)
+            self.sync(0)
+            return 0
         pthread_mutex_unlock(&self.lock)
         if rc == 0:
             req.done(req, 0)
+        return rc
+
+    cdef int sync_all(self) noexcept nogil:
+        """All that is written now becomes durable: by an own fdatasync, or by that of somebody else that covers it. 0 or the error."""
+        cdef uint64_t target
+        cdef int rc
+        pthread_mutex_lock(&self.lock)
+        target = self.written
+        while self.durable < target and self.failed == 0:
+            if self.syncing:
+                pthread_cond_wait(&self.work, &self.lock)
+                continue
+            pthread_mutex_unlock(&self.lock)
+            self.sync(1)
+            pthread_mutex_lock(&self.lock)
+        rc = self.failed
+        pthread_mutex_unlock(&self.lock)
         return rc
 
     cdef void sync(self, int forced) noexcept nogil:
@@ -704,10 +751,10 @@ cdef class Volume:
                 ahead = s.allocated != UNKNOWN and s.allocated < MARS_BLOCK + (self.appended - s.base) + self.allocate_step // 2
                 pthread_mutex_unlock(&self.lock)
                 if ahead and not self.stop:
-                    self.allocate(&s)
+                    self.allocate(&s, self.allocate_step)       # no room is no error until a group needs it
                 if not self.stop:
                     sleep_ns(self.flush_ns)
-                self.sync(1)
+                self.sync_all()
 
     # ---- read ----
 
@@ -810,6 +857,13 @@ cdef class Volume:
 
     # ---- write-back (one thread) ----
 
+    cdef uint64_t settled(self) noexcept nogil:
+        """Locked. How far write-back may go: durable and answered. What is logged but unanswered stays behind the disk position, where
+        recovery finds its unique when the kernel sends it again (rule 11)."""
+        if self.g_first < self.g_next and self.groups[self.g_first % N_GROUPS].vstart < self.durable:
+            return self.groups[self.g_first % N_GROUPS].vstart
+        return self.durable
+
     def load_window(self, Window w):
         """Fill the window with durable groups from the write-back position on, at most to the end of one log. Returns the number of groups
         (0: nothing to do). Raises OSError; ValueError when the own log does not verify."""
@@ -818,7 +872,7 @@ cdef class Volume:
         cdef Cursor c = self.wb
         with nogil:
             pthread_mutex_lock(&self.lock)
-            limit = self.durable
+            limit = self.settled()
             pthread_mutex_unlock(&self.lock)
             w.clear()
             rc = self.fill(w, c, limit)
@@ -913,6 +967,7 @@ cdef class Volume:
                 leaf = shadow_step(&w.map, leaf, &k)
             if self.failed == 0:
                 self.writeback = end
+            self.index_full = 0
             pthread_cond_broadcast(&self.space)
             pthread_mutex_unlock(&self.lock)
         if rc < 0:
@@ -949,18 +1004,21 @@ cdef class Volume:
         """Let the groups in flight end, make the log durable, hold back all others. Returns (POS, digest) of the log's end.
         Follow with switch(), or stop. Raises OSError if the log failed."""
         cdef int rc
+        cdef uint64_t end
         with nogil:
             pthread_mutex_lock(&self.lock)
             self.frozen = 1
-            while (self.in_flight or self.syncing) and self.failed == 0:
-                pthread_cond_wait(&self.space if self.in_flight else &self.work, &self.lock)
+            end = self.seg[self.n_seg - 1].base + self.seal.pos
+            # `written` may lag behind with nothing in flight: somebody is answering an earlier group just now
+            while (self.in_flight or self.written != end) and self.failed == 0:
+                pthread_cond_wait(&self.space, &self.lock)
             pthread_mutex_unlock(&self.lock)
-            self.sync(1)
+            self.sync_all()
             pthread_mutex_lock(&self.lock)
             while self.syncing and self.failed == 0:
                 pthread_cond_wait(&self.work, &self.lock)
             rc = self.failed
-            if rc == 0 and self.durable != self.written:
+            if rc == 0 and (self.durable != end or self.written != end):
                 self.fail(-EIO, FAIL_INVARIANT)
                 rc = self.failed
             pthread_mutex_unlock(&self.lock)
@@ -1013,11 +1071,12 @@ cdef class Volume:
 
     def sync_now(self):
         """Make all that is written durable (blocks). Raises OSError."""
+        cdef int rc
         with nogil:
             self.commit()
-            self.sync(1)
-        if self.failed:
-            raise OSError(-self.failed, os.strerror(-self.failed))
+            rc = self.sync_all()
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
 
     def appended_point(self):
         """Address that covers everything a read could have seen until now (rule 13)."""
@@ -1073,9 +1132,10 @@ cdef class Volume:
                 until.tv_nsec -= 1000000000
                 until.tv_sec += 1
             pthread_mutex_lock(&self.lock)
-            while not self.stop and self.durable - self.writeback < min_bytes and rc == 0:
+            have = self.settled() - self.writeback
+            while not self.stop and have < min_bytes and rc == 0 and not (have and self.index_full):
                 rc = pthread_cond_timedwait(&self.work, &self.lock, &until)
-            have = self.durable - self.writeback
+                have = self.settled() - self.writeback
             pthread_mutex_unlock(&self.lock)
         return have
 

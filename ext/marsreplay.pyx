@@ -44,6 +44,15 @@ cdef extern from "aio.h" nogil:
     int mars_aio_submit(aio_context_t ctx, long n, iocb **cbs)
     int mars_aio_wait(aio_context_t ctx, long minimum, long maximum, io_event *events)
 
+cdef extern from "crc32c.h" nogil:
+    int mars_crc32c_env()
+
+cdef extern from "xxh3.h" nogil:
+    int mars_xxh3_env()
+
+if mars_crc32c_env() != 0 or mars_xxh3_env() != 0:
+    raise ValueError("MARS_CRC_KERNEL or MARS_XXH3_KERNEL asks for a kernel that this machine does not have")
+
 cdef enum:
     DEPTH = 64              # writes in flight
     IOVS = 64               # pieces merged into one write

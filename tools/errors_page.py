@@ -32,7 +32,8 @@ def page() -> str:
     sys.path.insert(0, str(TOP))
     from marsx.base import errors
 
-    classes = sorted(errors.subclasses(), key=lambda cls: cls.exit_code)
+    classes = sorted((cls for cls in errors.subclasses() if cls.__module__ == errors.__name__),
+                     key=lambda cls: cls.exit_code)
     rows = [f"| {cls.exit_code} | `{cls.__name__}` | {(cls.__doc__ or '').strip()} |" for cls in classes]
     return HEAD + "".join(row + "\n" for row in rows) + TAIL
 

@@ -70,6 +70,7 @@ cdef class Volume:
     cdef uint64_t g_first, g_commit, g_next
     cdef int open_group                 # the newest group takes records
     cdef int in_flight, frozen, syncing, stop, failed, fail_where, started
+    cdef int index_full                 # a writer waits for room in the index
     cdef uint64_t stalled               # CLOCK_MONOTONIC ns since when /mars has no room, 0 = it has
     cdef Segment *seg
     cdef int n_seg, seg_cap
@@ -105,13 +106,16 @@ cdef class Volume:
     cdef int zero(self, const mars_req *req, int kind, uint64_t off, uint64_t length) noexcept nogil
     cdef void seal_group(self, Group *g) noexcept nogil
     cdef int write_group(self, Group *g, Segment s) noexcept nogil
-    cdef int allocate(self, Segment *s) noexcept nogil
+    cdef int stall(self, int rc) noexcept nogil
+    cdef int allocate(self, Segment *s, uint64_t step) noexcept nogil
     cdef void commit(self) noexcept nogil
     cdef void answer_done(self) noexcept nogil
     cdef void release_groups(self) noexcept nogil
     cdef void answer_group(self, Group *g, int error) noexcept nogil
     cdef void answer_failed(self) noexcept nogil
     cdef int flush(self, const mars_req *req) noexcept nogil
+    cdef int sync_all(self) noexcept nogil
+    cdef uint64_t settled(self) noexcept nogil
     cdef void sync(self, int forced) noexcept nogil
     cdef void answer_flushes(self) noexcept nogil
     cdef int read(self, uint8_t *buf, uint64_t off, uint32_t length, uint8_t *scratch) noexcept nogil

@@ -47,6 +47,7 @@ class Context:
         self.readonly = readonly
         self.daemon_runs = False
         self._there: bool | None = None
+        self._view: View | None = None
         self.events: Callable[[Context], Any] | None = None
         """What wakes a wait; None: inotify (`waits.Events`)."""
         self._out, self._err = out, err
@@ -60,16 +61,24 @@ class Context:
     def store(self) -> Store:
         """The tree on disk, read once here and kept up to date by `waits`."""
         store = Store(self.paths, self.host, self.lamport, readonly=self.readonly)
+        store.on_change(lambda names: self._drop_view())
         store.load()
         return store
 
     def forget(self) -> None:
         """Read the tree anew at the next look."""
         self.__dict__.pop("store", None)
+        self._drop_view()
 
     def view(self) -> View:
-        """The tree as it is now."""
-        return View(self.store.entries())
+        """The tree as it is now; the same picture until something changes."""
+        store = self.store
+        if self._view is None:
+            self._view = View(store.entries())
+        return self._view
+
+    def _drop_view(self) -> None:
+        self._view = None
 
     def daemon_there(self) -> bool:
         """marsd answers here (asked once); who may not ask takes it as running."""

@@ -45,7 +45,7 @@ def primary(ctx: Context, resource: str, args: tuple[str, ...]) -> Phases:
 def _planned(ctx: Context, resource: str) -> Iterator[None]:
     view = ctx.view()
     check_planned(ctx, view, resource)
-    want, given, granted = paths.want_primary(resource, ctx.host), _Given(ctx, resource), False
+    want, given = paths.want_primary(resource, ctx.host), _Given(ctx, resource)
     try:
         # First for whom, then (none): whoever sees (none) also sees who waits.
         ctx.wish((want, os.urandom(8).hex()))
@@ -53,10 +53,8 @@ def _planned(ctx: Context, resource: str) -> Iterator[None]:
         yield
         _wait_grant(ctx, resource)
         ctx.wish((paths.primary(resource), ctx.host))
-        granted = True
     finally:
-        if not granted:
-            given.take_back()
+        given.take_back()  # without effect once `primary` is no longer our own (none)
         ctx.wish((want, "0"))
     yield
     yield from _wait_device(ctx, resource)

@@ -109,7 +109,7 @@ def role_holder(view: View, resource: str) -> str:
     if last is None:
         return ""
     granted = view.granted(resource, last.producer)
-    if granted and granted.host and granted.mark.pos.nr == last.nr:
+    if granted and granted.host and granted.mark.pos.log == last.log:
         return granted.host
     return last.producer
 

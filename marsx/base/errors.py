@@ -87,6 +87,6 @@ def subclasses(root: type[MarsError] = MarsError) -> Iterator[type[MarsError]]:
 def from_exit_code(code: int, text: str, hint: str = "") -> MarsError:
     """The error that another process reported as (exit code, text, hint); an unknown code gives a plain MarsError."""
     for cls in subclasses():
-        if cls.exit_code == code:
+        if cls.__module__ == __name__ and cls.exit_code == code:
             return cls(text, hint)
     return MarsError(text, hint)

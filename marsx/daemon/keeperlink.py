@@ -101,7 +101,7 @@ class KeeperLink:
 
     def start(self, loop: asyncio.AbstractEventLoop, on_event: Callable[[dict[str, Any]], None],
               on_lost: Callable[[], None]) -> None:
-        """From now on the loop reads the line. `on_event` gets what the keeper says by itself, e.g. {"event": "stop"}."""
+        """From now on the loop reads the line. `on_event` gets what the keeper says by itself: {"event": "stop"}."""
         self._loop, self._on_event, self._on_lost = loop, on_event, on_lost
         while self._events:
             loop.call_soon(on_event, self._events.popleft())

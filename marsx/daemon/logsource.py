@@ -67,14 +67,12 @@ class End:
 class Source:
     """One stream's view. `end`: where the own durable history ends."""
 
-    def __init__(self, directory: str, uuid: str, resource: str, end: End, pins: Pins,
-                 points: Callable[[], dict[int, tuple[LogPos, str]]]) -> None:
+    def __init__(self, directory: str, uuid: str, resource: str, end: End, pins: Pins) -> None:
         self._directory = directory
         self._uuid = uuid
         self._resource = resource
         self._end = end
         self._pins = pins
-        self._points = points
         self._log: reader.OpenLog | None = None
         self._pinned: set[int] = set()
 

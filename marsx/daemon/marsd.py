@@ -1,8 +1,9 @@
 """marsd, the command: start, run, stop, status; and the door through which the keeper starts its worker.
 
 Promises: `start` returns 0 only when the worker serves; otherwise the reason is printed and nothing of it runs on,
-except after a time-out: then it goes on starting. `stop` signals only the process that the kernel names as the holder of our lock, through a pidfd, so never a
-stranger; and it never takes a device away from its users unless told to by --force.
+except after a time-out: then it goes on starting. `stop` signals only the process that the kernel names as the holder
+of our lock, through a pidfd, so never a stranger; and it never takes a device from its users unless told to by
+--force.
 """
 from __future__ import annotations
 

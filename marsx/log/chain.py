@@ -20,7 +20,7 @@ from itertools import combinations
 
 from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos
-from marsx.log.record import BLOCK, NO_DIGEST
+from marsx.log.record import BLOCK, NO_DIGEST, FileHeader
 
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -82,6 +82,16 @@ class VersionLink:
 
     def __str__(self) -> str:
         return f"{self.end}:{self.prev or ''}"
+
+
+def link_of(header: FileHeader, end: int, digest: str) -> VersionLink:
+    """The link of a log that ends at POS `end` with `digest`; behind a gap in the numbers stands the hole (rule 27)."""
+    prev = None
+    if header.pred is not None:
+        prev = Point(header.pred_digest, header.pred)
+        if header.pred.nr + 1 != header.nr:
+            prev = Point(NO_DIGEST, LogPos(header.nr - 1, header.producer, 0))
+    return VersionLink(Point(digest, LogPos(header.nr, header.producer, end)), prev)
 
 
 History = Mapping[int, VersionLink]
@@ -246,7 +256,7 @@ def _below(history: History, place: Place) -> Place:
     if place.at.nr == 1:
         return ORIGIN
     link = history.get(place.at.nr)
-    if link is None or link.prev is None or link.end.at.producer != place.at.producer:
+    if link is None or link.prev is None:
         return None
     own = history.get(link.prev.at.nr)
     return None if own is not None and own.end != link.prev else link.prev

@@ -251,6 +251,16 @@ class FileHeader:
         return ""
 
 
+def group_digest_before(block: bytes, header: FileHeader, pos: int) -> str | None:
+    """Digest at `pos` as the group that starts there says it: a sound group header of this log, else None."""
+    magic, version, _, stored, log_id, nr, _, at, _, digest, *_ = GROUP_FIELDS.unpack_from(block)
+    if magic != GROUP_MAGIC or version != FORMAT_VERSION or (log_id, nr, at) != (header.log_id, header.nr, pos):
+        return None
+    if marssum.crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored:
+        return None
+    return digest.hex()
+
+
 _FETCH_IT = "if a peer has this log, remove the file and let marsd fetch it; else invalidate this replica"
 
 

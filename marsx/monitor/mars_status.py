@@ -71,8 +71,9 @@ def _options(argv: Sequence[str]) -> dict[str, object]:
 
     known = [word.rstrip(",").partition("=")[0] for word in USAGE.split() if word.startswith("-")]
     for word in argv:
-        if word.startswith("-") and word.partition("=")[0] not in known:
-            raise UsageError(f"unknown option '{word[:80]}'", "see: mars-status --help")
+        name = word.partition("=")[0]
+        if word.startswith("-") and name not in known:
+            raise UsageError(f"unknown option '{name[:80]}'", "see: mars-status --help")
     try:
         return dict(docopt(USAGE, list(argv), default_help=False))
     except DocoptExit as exc:

@@ -81,6 +81,9 @@ class Type(enum.IntEnum):
     JOIN_ANSWER = 67
     JOIN_REFUSE = 68
 
+    START_ASK = 80
+    START_GRANT = 81
+
 
 class Reason(enum.StrEnum):
     """Why a connection was not made, or ended: a word for programs (tree, metrics); people get the text beside it."""

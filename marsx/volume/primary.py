@@ -25,6 +25,7 @@ from marsx.volume.env import Env, previous_point
 from marsx.volume.replay import apply_windows
 
 PREALLOCATE = 64 << 20
+FAILURES: dict[int, str] = marslog.FAILURES
 
 
 class Primary:

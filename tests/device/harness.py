@@ -128,6 +128,9 @@ class Mars:
             if pid and str(self.top).encode() in _cmdline(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        for number in self.state().get("bound", {}):
+            if f"loop{number}" not in loops_of(""):
+                loop.remove_number(int(number))
         for name in loops_of(self.prefix):
             with contextlib.suppress(AssertionError):
                 until(lambda: self._released(int(name.removeprefix("loop"))), f"{name} released", 5)  # noqa: B023

@@ -1,11 +1,11 @@
-/* nullserver.c: a FUSE server for tests and measurements only. One file, size 2^62, over a backing file or over nothing.
+/* nullserver.c: a FUSE server for tests and measurements. One file, size 2^62, over a backing file or over nothing.
  *
  * Built as a shared library (see nullserver.py) and driven from Python:
- *   null_start(fds, n, name, backing, resend)  serve n descriptors of one connection, a thread each; backing -1: writes are
- *                                              dropped and reads give zeros; resend: ask first for what a dead server left
- *   null_wait()                                until every thread has read ENODEV (the device is gone): 0, else errno
- *   null_count(op)                             requests of that opcode so far; op 0: requests that were sent again
- *   null_tune(what, value)                     1: microseconds before each WRITE's answer, 2: errno for FSYNC, 3: errno for READ
+ *   null_start(fds, n, name, backing, resend)  serve n descriptors of one connection, a thread each; backing -1: writes
+ *                                              are dropped, reads give zeros; resend: ask for what a dead server left
+ *   null_wait()             until every thread has read ENODEV (the device is gone): 0, else errno
+ *   null_count(op)          requests of that opcode so far; op 0: requests that were sent again
+ *   null_tune(what, value)  1: microseconds before each WRITE's answer, 2: errno for FSYNC, 3: errno for READ
  * No request allocates; buffers are prefaulted and locked, as the real server has to do it.
  */
 #define _GNU_SOURCE

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,9 @@ def test_run_in_the_foreground_ends_with_the_daemon(mars: Mars) -> None:
             daemon.kill()
             daemon.wait()
         assert daemon.stderr
+        said = daemon.stderr.read()
         daemon.stderr.close()
+    assert b"starting it again" not in said, "the worker got the Ctrl-C too"
     assert loops_of(mars.prefix) == []
 
 
@@ -245,3 +248,44 @@ def test_stale_pid_file_never_hits_a_stranger(mars: Mars) -> None:
     finally:
         stranger.terminate()
         stranger.wait()
+
+
+WORKER_IN_A_ZIP = """
+import asyncio, os
+from marsx.daemon.keeperlink import KeeperLink
+
+def main(fd, paths):
+    link = KeeperLink(fd)
+    assert link.call_now("hello")[0]["disks"] == []
+    link.call_now("ready")
+    async def serve():
+        link.start(asyncio.get_running_loop(), lambda event: os._exit(0), lambda: os._exit(1))
+        await asyncio.Event().wait()
+    asyncio.run(serve())
+"""
+
+
+def test_out_of_one_file(mars: Mars, tmp_path: Path) -> None:
+    """Started from a .pyz by a relative path, the keeper starts its workers from the same file, in any directory."""
+    import docopt
+
+    stage = tmp_path / "stage"
+    for source in (HERE.parents[1] / "marsx").rglob("*.py"):
+        target = stage / "marsx" / source.relative_to(HERE.parents[1] / "marsx")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    (stage / "marsx" / "daemon" / "worker.py").write_text(WORKER_IN_A_ZIP)
+    package = Path(docopt.__file__).parent
+    for source in package.glob("*.py"):
+        (stage / package.name).mkdir(exist_ok=True)
+        (stage / package.name / source.name).write_bytes(source.read_bytes())
+    zipapp.create_archive(stage, tmp_path / "x.pyz", interpreter=sys.executable, main="marsx.__main__:main")
+    command = ["./x.pyz", "marsd", "start", *mars.args]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr + mars.log()
+    try:
+        assert f"{tmp_path}/x.pyz".encode() in Path(f"/proc/{mars.state()['worker']}/cmdline").read_bytes()
+        mars.kill_worker()
+    finally:
+        done = subprocess.run(["./x.pyz", "marsd", "stop", *mars.args], cwd=tmp_path, timeout=60)
+    assert done.returncode == 0 and not mars.keeper()

@@ -52,7 +52,8 @@ class SmallTree:
     def all(self) -> dict[str, tuple[str, int]]:
         """Everything, to see that nothing changed."""
         root = Path(self.paths.mars_dir)
-        return {str(p.relative_to(root)): (str(p.readlink()), p.lstat().st_mtime_ns) for p in root.rglob("*") if p.is_symlink()}
+        links = [path for path in root.rglob("*") if path.is_symlink()]
+        return {str(path.relative_to(root)): (str(path.readlink()), path.lstat().st_mtime_ns) for path in links}
 
     def cluster(self, *hosts: str) -> SmallTree:
         """A cluster of these hosts."""

@@ -184,6 +184,19 @@ def test_join(fresh: Admin, member: Member) -> None:
     assert member.admitted == [("b", "10.0.0.2")]
 
 
+def test_join_that_fails_half_way(fresh: Admin, member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uuid comes last: without it the host has no cluster, and joins again with a new token."""
+
+    def full(ctx: object, ip: str) -> None:
+        raise MarsError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "_begin_tree", full)
+        assert join(fresh, member, member.token())[0] == 1
+    assert fresh.tree.get("uuid") == "" and fresh.tree.get("resource-data/size") != ""
+    assert join(fresh, member, member.token())[0] == 0 and fresh.tree.get("uuid") == member.tree.get("uuid")
+
+
 def test_a_token_works_once(fresh: Admin, member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 9 for the second host, whose tree stays empty."""
     token = member.token()

@@ -11,9 +11,9 @@ from marsx.admin import marsadm
 from marsx.base.errors import MarsError, PreconditionError
 from tests.unit.admin.small_tree import Admin, SmallTree
 
-ISSUE = """create-cluster create-token join-cluster leave-cluster create-resource join-resource leave-resource primary secondary
-up down attach detach connect disconnect pause-sync resume-sync pause-replay resume-replay invalidate fake-sync log-rotate
-log-delete log-delete-all wait-cluster wait-resource wait-umount view""".split()
+ISSUE = """create-cluster create-token join-cluster leave-cluster create-resource join-resource leave-resource
+primary secondary up down attach detach connect disconnect pause-sync resume-sync pause-replay resume-replay invalidate
+fake-sync log-rotate log-delete log-delete-all wait-cluster wait-resource wait-umount view""".split()
 
 
 def test_every_command_is_there_and_explained(adm: Admin) -> None:
@@ -55,7 +55,7 @@ def test_unknown_resource(adm: Admin) -> None:
     assert code == 4 and "unknown resource 'nodata'" in err and "hint: known resources: data" in err
 
 
-@pytest.mark.parametrize("name", ["primary", "connect", "pause-sync", "invalidate", "log-rotate", "down", "wait-resource"])
+@pytest.mark.parametrize("name", "primary connect pause-sync invalidate log-rotate down wait-resource".split())
 def test_marsd_has_to_run(adm: Admin, name: str) -> None:
     """Exit 6, says how to start it, changes nothing."""
     adm.control.running = False

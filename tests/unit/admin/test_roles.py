@@ -24,7 +24,7 @@ def started(adm: Admin) -> None:
 
 
 def test_planned_handover(adm: Admin) -> None:
-    """Rule 18: asks, waits for the grant, only then writes `primary`; then waits for the device and withdraws the request."""
+    """Rule 18: asks, waits for the grant, only then writes `primary`, withdraws the request, waits for the device."""
     old = adm.tree.stamp(PRIMARY)
     seen = {}
 
@@ -57,9 +57,10 @@ def test_time_out_takes_back_as_weakly_as_it_gave(adm: Admin) -> None:
     assert adm.tree.get(PRIMARY) == "a" and adm.tree.stamp(PRIMARY) == old + S + 1 and adm.tree.get(WANT) == "0"
 
 
-def test_a_genuine_primary_is_not_overwritten(adm: Admin) -> None:
-    """Rule 24: somebody was made primary while we waited; the way back does not touch that."""
-    stamp = adm.tree.stamp(PRIMARY) + 2 * S
+@pytest.mark.parametrize("later", [S, S + 1, 2 * S])
+def test_a_genuine_primary_is_not_overwritten(adm: Admin, later: int) -> None:
+    """Rule 24: somebody was made primary while we waited, even in the same ns; the way back does not touch that."""
+    stamp = adm.tree.stamp(PRIMARY) + later
     code, _, err = adm("primary data", lambda: adm.tree.put(PRIMARY, "c", stamp))
     assert code == 3 and "c was made primary meanwhile" in err
     assert (adm.tree.get(PRIMARY), adm.tree.stamp(PRIMARY)) == ("c", stamp) and adm.tree.get(WANT) == "0"
@@ -84,8 +85,9 @@ def test_after_the_grant_nothing_is_taken_back(adm: Admin) -> None:
 @pytest.mark.parametrize("host", ["c", "(none)"])
 def test_a_grant_for_somebody_else(adm: Admin, host: str) -> None:
     """Rule 18: only the host that the grant names may go on."""
-    code, _, _ = adm("primary data --timeout=5", lambda: grant(adm, host))
+    code, _, err = adm("primary data --timeout=5", lambda: grant(adm, host))
     assert code == 5 and adm.tree.get(PRIMARY) == "a"
+    assert f"{'a' if host == '(none)' else host} has not yet granted" in err.splitlines()[-2]
 
 
 def test_a_used_grant_does_not_count(adm: Admin) -> None:
@@ -192,6 +194,15 @@ def test_force_with_the_position_to_accept(adm: Admin, pos: str, code: int) -> N
     """Rule 23: only who names just the position that is here gives the rest up."""
     longer_copy(adm)
     assert adm(f"primary --force data --accept-position={pos}", lambda: started(adm))[0] == code
+
+
+def test_force_looks_at_sync_bounds_too(adm: Admin) -> None:
+    """Rule 23: c was synced up to a position that b does not have: its disk holds more of the history."""
+    longer_copy(adm)
+    adm.tree.put("resource-data/version-000000001-c", f"{D1},log-000000001-a,8192:")
+    adm.tree.put("resource-data/syncpos-c", f"log-000000001-a,16384,0,{D3}")
+    code, _, err = adm("primary --force data")
+    assert code == 3 and "log-000000001-a,16384, the end of its sync" in err
 
 
 def test_force_asks_only_who_can_be_reached(adm: Admin) -> None:

@@ -9,7 +9,7 @@ import pytest
 from marsx.admin import cli, waits
 from marsx.admin.context import Context
 from marsx.base.errors import PreconditionError, UsageError
-from tests.unit.admin.small_tree import D1, Admin, FakeControl, SmallTree
+from tests.unit.admin.small_tree import D1, NOW, Admin, FakeControl, SmallTree
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,12 @@ def test_wait_cluster_is_asked_of_marsd(adm: Admin) -> None:
 
 def real(tree: SmallTree, timeout: float) -> Context:
     """A context with the real clock and inotify."""
-    return Context(tree.paths, "b", cli.Options(timeout=timeout), control=FakeControl())  # type: ignore[arg-type]
+    options, control = cli.Options(timeout=timeout), FakeControl()
+    return Context(tree.paths, "b", options, control=control, clock_ns=lambda: NOW)  # type: ignore[arg-type]
 
 
 def test_a_change_wakes_the_wait(tree: SmallTree) -> None:
-    """inotify, not polling: another process writes a link while we wait (the time-out is far away)."""
+    """inotify, not polling: another process writes a link while we wait (the time-out is a minute away)."""
     waiting = threading.Event()
 
     def probe(view: waits.View) -> str:

@@ -339,6 +339,7 @@ def test_answers_of_a_dead_workers_requests_are_not_given_to_the_next(keeper: Ha
     keeper.until(lambda: keeper.worker)
     hold.unlink()
     keeper.until(lambda: keeper.held.devices["data"].size == 1 << 21)
+    keeper.until(lambda: not keeper._is_busy(("dev", "data")))
     assert keeper.ask("hello", 7)["devices"][0]["state"] == "attached", "a dead worker's waiting detach was carried out"
     assert keeper.heard() is None
 
@@ -434,7 +435,9 @@ def test_children_hold_nothing_of_the_keeper(keeper: HandKeeper, tmp_path: Path)
     (tmp_path / "did-create").unlink()
     keeper.until(lambda: (tmp_path / "did-create").exists())
     (pid,) = keeper.jobs
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if int(fd) > 2]
+    fds = f"/proc/{pid}/fd"
+    keeper.until(lambda: not any("did-" in os.readlink(f"{fds}/{fd}") for fd in os.listdir(fds)))
+    links = [os.readlink(f"{fds}/{fd}") for fd in os.listdir(fds) if int(fd) > 2]
     assert len(links) == 1 and links[0].startswith("socket:"), links
     keeper.held.devices["data"].state = "attached"
     hold.unlink()

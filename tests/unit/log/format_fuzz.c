@@ -1,8 +1,8 @@
 /*
- * Throws damaged and lying groups and headers at ext/format.h; built by test_format_h.py with the address and undefined
- * behaviour sanitizers. Each group lies in a block of its own exact size, so that a read outside of it is seen.
+ * Throws damaged and lying groups and headers at ext/format.h; built by test_format_h.py with the address and the
+ * undefined behaviour sanitizer. Each group lies in memory of its own exact size, so that a read outside of it is seen.
  *
- *   format_fuzz SEED ROUNDS      prints "accepted A refused R"; ends by a sanitizer's report or abort() when a check lies
+ *   format_fuzz SEED ROUNDS    prints "accepted A refused R"; a sanitizer's report or abort() when a check lies
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,7 @@
 """Version links and how histories compare: by the table, by named scenarios, and against a model that knows all."""
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos
 from marsx.log import chain
 from marsx.log.chain import ORIGIN, TABLE, Point, Relation, VersionLink, common_ancestor, relation, split_brain
+from marsx.log.record import FileHeader
 
 HOLE = "0" * 32
 
@@ -219,6 +221,20 @@ def test_any_text_is_refused_or_comes_back(text):
         assert str(VersionLink.parse(text)) == text
     except DamagedError:
         pass
+
+
+def test_link_of_a_log():
+    first = FileHeader(nr=1, producer="a", resource="res", uuid="u", log_id=b"i" * 16, device_size=4096, block_size=512,
+                       lamport_ns=0, real_ns=0)
+    one = chain.link_of(first, 8192, "ab" * 16)
+    assert str(one) == "ab" * 16 + ",log-000000001-a,8192:"
+    second = dataclasses.replace(first, nr=2, producer="b", pred=one.end.at, pred_digest=one.end.digest)
+    two = chain.link_of(second, 0, second.digest0)
+    assert str(two) == f"{second.digest0},log-000000002-b,0:{one.end}"
+    assert relation({1: one, 2: two}, {1: one}) == Relation("equal", one.end.at)
+    gap = chain.link_of(dataclasses.replace(second, nr=12), 4096, "cd" * 16)
+    assert str(gap) == f"{'cd' * 16},log-000000012-b,4096:{HOLE},log-000000011-b,0"
+    assert relation({1: one, 12: gap}, {1: one}) == Relation("unknown")
 
 
 # ---- a model that knows everything ----

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compil
 
 def build(target: Path, *flags: str) -> None:
     source = TOP / "tests/unit/log/format_fuzz.c"
-    subprocess.run(["gcc", "-std=gnu11", f"-I{TOP / 'ext'}", *flags, str(source), *KERNELS, "-o", str(target)], check=True)
+    subprocess.run(["gcc", "-std=gnu11", f"-I{TOP / 'ext'}", *flags, str(source), *KERNELS, "-o", str(target)],
+                   check=True)
 
 
 def test_clean_under_all_warnings(tmp_path):

@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -477,6 +480,14 @@ def test_every_code_has_a_text():
     assert set(reader.CODE_TEXT) == set(marsscan.CODES)
     assert set(ref.REASON.values()) | {"torn", "limit"} == set(marsscan.REASONS)
     assert set(marsscan.REASONS) >= reader.NORMAL_AFTER_CRASH
+
+
+@pytest.mark.parametrize("name", ["MARS_CRC_KERNEL", "MARS_XXH3_KERNEL"])
+def test_kernel_demand_is_never_ignored(name):
+    top = Path(marsscan.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", "from marsx._ext import marsscan"], env={**os.environ, name: "none"},
+                          cwd=top, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "asks for a kernel" in done.stderr
 
 
 def test_hostile_header_argument():

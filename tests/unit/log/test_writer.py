@@ -120,6 +120,15 @@ def test_recycled_file(tmp_path, syncs):
         os.close(fd)
 
 
+def test_refusal_leaves_the_recycled_file_alone(tmp_path):
+    os.close(create_log(str(tmp_path), FIRST))
+    old = tmp_path / "old"
+    old.write_bytes(b"old contents")
+    with pytest.raises(PreconditionError, match="exists already"):
+        create_log(str(tmp_path), dataclasses.replace(FIRST, log_id=b"j" * 16), recycle=str(old))
+    assert old.read_bytes() == b"old contents"
+
+
 @pytest.mark.parametrize("call", ["overwrite", "sync_dir"])
 def test_failed_sync_makes_no_log(tmp_path, monkeypatch, call):
     """A header or name that may not be durable is an error, the descriptor is closed and nothing temporary stays."""

@@ -114,6 +114,20 @@ def test_of_two_hosts_with_one_token_one_gets_in(run, tmp_path, member, door):
             results = await asyncio.gather(*both, return_exceptions=True)
             assert sorted(type(result) is join.Joined for result in results) == [False, True]
             assert any(isinstance(result, AuthError) and "already used" in result.text for result in results)
+            assert len(member.admitted) == 1, "the other one was refused before anything was done for it"
+    run(work())
+
+
+def test_a_proof_for_one_member_is_worth_nothing_at_another(run, tmp_path, member, door, monkeypatch):
+    async def work():
+        async with door() as server:
+            text = member.token()
+            join_service = server._services["join"]
+            real, join_service._certificate = join_service._certificate, b"certificate of another member"
+            with pytest.raises(AuthError, match="is wrong"):
+                await joining(server, text, newcomer(tmp_path))
+            join_service._certificate = real
+            await joining(server, text, newcomer(tmp_path))
     run(work())
 
 
@@ -201,7 +215,6 @@ def test_a_proof_for_one_session_is_worth_nothing_in_another(run, tmp_path, memb
         monkeypatch.setattr(join, "proof", lambda key, *parts: seen.append(real(key, *parts)) or seen[0])
         async with door() as server:
             text = member.token()
-            member.admit_fails = True
             real_check = member.store.check
 
             def break_after_check(*arguments):

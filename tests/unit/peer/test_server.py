@@ -72,6 +72,15 @@ def test_what_does_not_fit_is_refused_by_name(run, hosts, peers, change, reason,
     run(work())
 
 
+def test_a_welcome_of_another_cluster_is_not_taken(run, hosts, peers):
+    async def work():
+        said = [hosts.alpha.hello("uuid-1"), hosts.alpha.hello("uuid-2")]
+        async with peers.serving(hosts.alpha, SERVICES, identity=lambda: said.pop(0)) as server:
+            error = await refused(server, hosts.beta)
+            assert error.reason is Reason.UUID and "'uuid-2'" in error.text
+    run(work())
+
+
 def test_who_is_no_member_is_refused_also_with_a_good_certificate(run, hosts, peers):
     """Rule 26: a removed incarnation is out, whatever it holds."""
     async def work():
@@ -300,6 +309,8 @@ def test_without_tls_it_works_and_is_loud(run, hosts, peers, caplog):
             await link.send(Type.FETCH_DATA, {}, bytes(1_000_000))
             assert (await link.recv()).body == bytes(1_000_000)
             await link.close()
+            error = await refused(server, hosts.beta, context=None, peer="gamma")
+            assert error.reason is Reason.NAME and "'alpha' answers" in error.text
             error = await refused(server, hosts.beta, context=None, service="join")
             assert error.reason is Reason.CERTIFICATE and "nobody can join" in error.text
             error = await refused(server, hosts.beta)

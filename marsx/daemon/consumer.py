@@ -1,0 +1,206 @@
+"""Being secondary: the local copy of the log (fetch), replay, sync; each started and stopped on its own.
+
+    recover -> [fetch] -> copy of the log -> [replay] -> data device
+                                    [sync] -> data device (bound by the rules of `peer.sync`)
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+
+from marsx.base import messages
+from marsx.base.errors import MarsError, NotFoundError
+from marsx.base.position import LogPos
+from marsx.daemon import logcopy
+from marsx.daemon.facts import Publisher
+from marsx.daemon.logsource import End, Pins
+from marsx.daemon.site import Site
+from marsx.log import reader
+from marsx.peer.fetch import fetch_logs
+from marsx.peer.wire import PeerError, Reason
+from marsx.tree import paths
+from marsx.volume import recovery
+from marsx.volume.env import Env
+from marsx.volume.replay import Replayer
+
+LOG = messages.get("daemon.consumer")
+RETRY_MIN, RETRY_MAX = 0.2, 5.0
+
+
+class Activity:
+    """A task that can be stopped, and whose end is awaited."""
+
+    def __init__(self) -> None:
+        self.key = ""
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def start(self, key: str, coroutine, name: str) -> None:  # type: ignore[no-untyped-def]
+        self.key = key
+        self._task = asyncio.create_task(coroutine, name=name)
+
+    async def stop(self) -> None:
+        task, self._task, self.key = self._task, None, ""
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, MarsError, OSError):
+                await task
+
+
+class Consumer:
+    """One resource while this host is a secondary of it. `on_missing(host)`: the source has not got our log any more."""
+
+    def __init__(self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]) -> None:
+        self.site = site
+        self.resource = resource
+        self.env = env
+        self.publisher = publisher
+        self.disk_fd = disk_fd
+        self.changed = changed
+        self.pins = Pins()
+        self.fetch = Activity()
+        self.sync = Activity()
+        self.at: LogPos | None = None
+        self.digest = ""
+        self.copy: logcopy.LogCopy | None = None
+        self.end: End | None = None
+        self.replayer: Replayer | None = None
+        self.trouble = ""
+        self.missing_log = False
+        self.progress: dict[str, float] = {}
+        self._thread: threading.Thread | None = None
+
+    # ---- start ----
+
+    async def recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> None:
+        """What do the disk and the local logs hold?"""
+        self.copy, self.digest = await self.site.blocking(self._recover, at, digest, known)
+        self.at = at
+        self.end = End(self.copy.at)
+
+    def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, str]:
+        try:
+            logs = recovery.recover(self.env, at, digest, known)
+        except NotFoundError:
+            if at.pos == 0 and not any(entry.nr >= at.nr for entry in reader.list_logs(self.env.directory)):
+                return logcopy.nothing_yet(self.env, at, self._fetched_in_thread), ""
+            raise
+        recovery.close_all(logs)
+        first = logs[0]
+        digest = first.start_digest if (first.header.nr, first.header.producer) == (at.nr, at.producer) else digest
+        copy = logcopy.from_recovered(self.env, logs, self._fetched_in_thread)
+        copy.publish()
+        return copy, digest
+
+    # ---- replay ----
+
+    @property
+    def replaying(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start_replay(self) -> None:
+        assert self.at is not None and self.copy is not None
+        self.replayer = Replayer(self.env, self.disk_fd, self.at, self.digest, self._replayed_in_thread)
+        self.replayer.advance(self.copy.at)
+        self._thread = self.site.thread(f"replay-{self.resource}", self._replay_body)
+
+    def _replay_body(self) -> None:
+        assert self.replayer is not None
+        self.replayer.body()
+        with contextlib.suppress(RuntimeError):
+            self.site.loop.call_soon_threadsafe(self._replay_ended)
+
+    def _replay_ended(self) -> None:
+        if self.replayer is not None and self.replayer.error:
+            self.trouble = self.replayer.error
+        self.changed()
+
+    async def stop_replay(self) -> None:
+        """End after the window in flight (rule 12)."""
+        if self.replayer is not None and self._thread is not None:
+            self.replayer.request_stop()
+            await self.site.join([self._thread])
+            self.at, self.digest = self.replayer.at, self.replayer.digest
+            self.trouble = self.replayer.error or self.trouble
+        self.replayer, self._thread = None, None
+
+    def _replayed_in_thread(self, at: LogPos) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.site.loop.call_soon_threadsafe(self._replayed)
+
+    def _replayed(self) -> None:
+        if self.replayer is not None:
+            self.at, self.digest = self.replayer.at, self.replayer.digest
+        self.changed()
+
+    # ---- fetch ----
+
+    def start_fetch(self, host: str) -> None:
+        self.fetch.start(host, self._fetch_loop(host), f"fetch {self.resource}")
+
+    async def _fetch_loop(self, host: str) -> None:
+        pause = RETRY_MIN
+        while True:
+            try:
+                link, _ = await self.site.dial(host, "fetch")
+                try:
+                    pause = RETRY_MIN
+                    self.site.say(self.resource, "inf-fetch", f"fetching '{self.resource}' from {host}")
+                    assert self.copy is not None
+                    await fetch_logs(link, self.resource, self.copy, executor=self.site.executor, fetched=self._fetch_works)
+                finally:
+                    await link.close()
+            except PeerError as err:
+                self._fetch_failed(host, err)
+            except (MarsError, OSError) as err:
+                self.site.say(self.resource, "err-fetch", f"fetch from {host}: {err}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RETRY_MAX)
+
+    def _fetch_works(self, nr: int, producer: str, pos: int) -> None:
+        self.missing_log = False
+        self.site.say(self.resource, "err-fetch", "")
+        self.site.say(self.resource, "err-splitbrain-detected", "")
+
+    def _fetch_failed(self, host: str, err: PeerError) -> None:
+        if err.reason is Reason.SPLIT:
+            self.site.say(self.resource, "err-splitbrain-detected", f"SPLIT BRAIN: {err.text}. Decide whose data count, then on the other host: "
+                          f"marsadm invalidate {self.resource}")
+        elif err.reason is Reason.MISSING:
+            self.missing_log = True
+            self.site.say(self.resource, "err-fetch", f"{host}: {err.text}. To heal: marsadm invalidate {self.resource}")
+            self.changed()
+        elif err.reason is not Reason.BEHIND:
+            self.site.say(self.resource, "err-fetch", err.text)
+
+    def _fetched_in_thread(self, at: LogPos, digest: str) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.site.loop.call_soon_threadsafe(self._fetched, at)
+
+    def _fetched(self, at: LogPos) -> None:
+        if self.end is not None:
+            self.end.move(at)
+        if self.replayer is not None:
+            self.replayer.advance(at)
+        self.changed()
+
+    def publish(self) -> None:
+        """Positions that move without a durable step (called every logger_report_interval_s)."""
+        if self.copy is not None and self.copy.header is not None:
+            self.copy.publish()
+            self.site.store.put(paths.actual(self.resource, self.site.host, "fetched"), f"{self.copy.at},0,{self.copy.digest}")
+
+    # ---- end ----
+
+    async def stop(self) -> None:
+        """Stop everything; positions stay known."""
+        await self.sync.stop()
+        await self.fetch.stop()
+        await self.stop_replay()
+        if self.copy is not None:
+            await self.site.blocking(self.copy.close)

@@ -1,0 +1,104 @@
+"""Logs that nobody needs any more, logs that got too long, members that were removed (rules 9, 16, 26d; facts 6.1).
+
+A log N may be deleted here when every member's replay link is in a later log, the own disk position too, no stream reads it, nobody was
+promised to begin there, and N is not the newest. A member without replay link blocks deletion (rule 16).
+"""
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from marsx.daemon.resource import Runner
+from marsx.tree import paths
+
+if TYPE_CHECKING:
+    from marsx.daemon.worker import Worker
+
+
+def lowest_needed(worker: Worker, runner: Runner) -> int:
+    """Logs with smaller numbers are not needed by anybody."""
+    view, resource = worker.site.view(), runner.resource
+    needed = []
+    for host in view.members(resource):
+        replay = view.replay(resource, host)
+        if replay is None:
+            return 0
+        needed.append(replay.pos.nr)
+    for other in (runner.pinned(), worker.start_service.lowest(resource)):
+        if other is not None:
+            needed.append(other)
+    logs = worker.site.store.log_files(resource)
+    if logs:
+        needed.append(max(log.nr for log in logs))
+    return min(needed, default=0)
+
+
+def delete_logs(worker: Worker, runner: Runner, count: int | None) -> list[str]:
+    """Delete the `count` oldest (None: all) logs that nobody needs; returns their names. Version links before the last deleted one go too."""
+    store, resource, host = worker.site.store, runner.resource, worker.site.host
+    limit = lowest_needed(worker, runner)
+    directory = os.path.join(store.root, paths.resource_dir(resource))
+    victims = [log for log in store.log_files(resource) if log.nr < limit][:count]
+    names = []
+    for log in victims:
+        name = paths.log(resource, log.nr, log.producer).rpartition("/")[2]
+        os.unlink(os.path.join(directory, name))
+        names.append(name)
+    left = [log.nr for log in store.log_files(resource)]
+    for nr in worker.site.view().version_numbers(resource, host):
+        if nr < min(left, default=0) - 1:
+            store.delete(paths.version(resource, nr, host))
+    return names
+
+
+def follow_deletion(worker: Worker, runner: Runner) -> None:
+    """On a secondary: what the primary has deleted (its version link is gone) and nobody needs goes here too."""
+    view, resource = worker.site.view(), runner.resource
+    primary = view.designated(resource)
+    if runner.producer is not None or not primary or view.actual(resource, primary, "is-primary") != "1":
+        return
+    theirs = view.version_numbers(resource, primary)
+    mine = [log.nr for log in worker.site.store.log_files(resource)]
+    if mine and theirs and mine[0] < theirs[0]:
+        delete_logs(worker, runner, None)
+
+
+async def rotate_if_long(worker: Worker, runner: Runner) -> None:
+    """logrot_auto_gb, and never more than a 32nd of the file system of the logs (facts 3.6), at least 1 GiB."""
+    producer = runner.producer
+    limit_gb = worker.site.settings.get("logrot_auto_gb")
+    if producer is None or producer.primary.volume is None or not limit_gb:
+        return
+    stat = os.statvfs(worker.site.store.root)
+    limit = min(limit_gb << 30, max(1 << 30, stat.f_blocks * stat.f_frsize // 32))
+    if producer.primary.volume.state["durable"] >= limit:
+        async with runner.exclusive():
+            if runner.producer is not None:
+                await runner.producer.rotate()
+
+
+def delete_if_scarce(worker: Worker, runner: Runner) -> None:
+    """Logs that nobody needs go by themselves when less than the limits of facts 6.2, or an eighth of the file system, is free."""
+    stat = os.statvfs(worker.site.store.root)
+    free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
+    limits = sum(worker.site.settings.get(f"required_free_space_{level}_gb") for level in (1, 2, 3, 4)) << 30
+    if free < min(limits, total // 4) or free < total // 8:
+        delete_logs(worker, runner, None)
+
+
+def space(worker: Worker) -> list[tuple[str, str]]:
+    """Facts about free space on /mars (facts 1.2, 6.2): GiB after the limits, and the emergency level."""
+    stat = os.statvfs(worker.site.store.root)
+    free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
+    limits = [worker.site.settings.get(f"required_free_space_{level}_gb") << 30 for level in (1, 2, 3, 4)]
+    scale = min(1.0, total / 4 / sum(limits)) if sum(limits) else 1.0
+    limits = [int(limit * scale) for limit in limits]
+    level, needed = 0, sum(limits)
+    for number, limit in enumerate(limits, 1):
+        if free < needed:
+            level = number
+        needed -= limit
+    host = worker.site.host
+    return [(paths.host_actual(host, "rest-space"), str(max(0, free - sum(limits)) >> 30)),
+            (paths.host_actual(host, "total-space"), str(max(0, total - sum(limits)) >> 30)),
+            (paths.host_actual(host, "emergency"), str(level))]

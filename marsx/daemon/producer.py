@@ -1,0 +1,169 @@
+"""Being primary: the volume, the device in front of it, and the proper end of both.
+
+Order of becoming (rules 4, 11, 18): recover -> log N+1 durable -> threads -> resend (after a restart) -> device -> is-primary=1.
+Order of ending (rules 19, 20): device gone for sure -> log ended, all written back -> final version and replay links durable -> grant
+durable -> is-primary=0. A device in use ends nothing.
+"""
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from marsx.device import serve
+from marsx.base import messages
+from marsx.base.errors import MarsError
+from marsx.base.position import LogPos
+from marsx.daemon.facts import Publisher
+from marsx.daemon.logsource import End, Pins
+from marsx.daemon.site import Site
+from marsx.tree import paths
+from marsx.volume import recovery
+from marsx.volume.env import Env
+from marsx.volume.primary import FAILURES, Primary
+
+LOG = messages.get("daemon.producer")
+
+
+class Producer:
+    """One resource while this host is its primary."""
+
+    def __init__(self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]) -> None:
+        self.site = site
+        self.resource = resource
+        self.env = env
+        self.publisher = publisher
+        self.changed = changed
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.primary = Primary(env, disk_fd, self.event_fd)
+        self.pins = Pins()
+        self.end: End | None = None
+        self.frontend: serve.Frontend | None = None
+        self.device = False                 # the block device exists
+        self._threads: list[threading.Thread] = []
+        self._servers: list[threading.Thread] = []
+        self._published = ""
+
+    # ---- becoming ----
+
+    async def start(self, at: LogPos, digest: str, known: recovery.KnownDurable, first: bool) -> None:
+        """Recover, begin log N+1, serve the device."""
+        kept = self.resource in self.site.kept
+        try:
+            await self.site.blocking(lambda: self.primary.open(at, digest, known, first=first, same_device=kept))
+        except BaseException:
+            self.primary.close()
+            raise
+        volume, header = self.primary.volume, self.primary.header
+        assert volume is not None and header is not None
+        self.end = End(header.start)
+        self.site.loop.add_reader(self.event_fd, self._moved)
+        self._threads = [self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
+                         self.site.thread(f"wb-{self.resource}", self.primary.writeback_body)]
+        await self._serve_device(kept)
+
+    async def _serve_device(self, kept: bool) -> None:
+        self.frontend = serve.Frontend(self.primary.volume, self.resource)
+        if kept:
+            _, fds = await self.site.keeper.call("dev-fds", name=self.resource)
+            if not self.frontend.resend(fds[0]):
+                LOG.warning("%s: this kernel cannot send requests again: those in flight when marsd died have failed", self.resource)
+        else:
+            _, fds = await self.site.keeper.call("dev-create", name=self.resource, clones=max(2, self.site.settings.get("device_threads")))
+        self._servers = [self.site.thread(f"dev{i}-{self.resource}", lambda fd=fd: self._serve(fd)) for i, fd in enumerate(fds)]
+        try:
+            answer, _ = await self.site.keeper.call("dev-attach", name=self.resource, size=self.env.device_size,
+                                                    block_size=self.env.block_size)
+        except MarsError:
+            await self.site.keeper.call("dev-drop", name=self.resource)
+            raise
+        LOG.info("%s: device %s/%s is there (%s)", self.resource, self.site.paths.dev_dir, self.resource, answer.get("loop"))
+        self.site.kept.pop(self.resource, None)
+        self.device = True
+
+    def _serve(self, fd: int) -> None:
+        try:
+            assert self.frontend is not None
+            self.frontend.serve(fd)
+        finally:
+            os.close(fd)
+
+    # ---- being ----
+
+    def _moved(self) -> None:
+        """The event descriptor: durable moved, or the volume failed or stalled."""
+        try:
+            os.eventfd_read(self.event_fd)
+        except BlockingIOError:
+            return
+        volume = self.primary.volume
+        if volume is None or self.end is None:
+            return
+        _, nr, pos, _ = volume.durable_point()
+        self.end.move(LogPos(nr, self.site.host, pos))
+        self.check()
+
+    def check(self) -> None:
+        """Turn what the volume reports into messages."""
+        volume = self.primary.volume
+        if volume is None:
+            return
+        state = volume.state
+        text = ""
+        if state["failed"]:
+            what = FAILURES.get(state["fail_where"], "the volume")
+            text = f"{what} failed: {os.strerror(state['failed'])}. All writes get errors; after repair: marsd stop, marsd start"
+        elif self.primary.error:
+            text = f"{self.primary.error}. Reads and writes go on, the log grows; after repair: marsd stop, marsd start"
+        self.site.say(self.resource, "err-device", text)
+        self.site.say(self.resource, "err-space-low", "no room for the log: writers wait. Make room in /mars: marsadm log-delete-all"
+                      if state["stalled_ns"] else "")
+
+    def publish(self) -> None:
+        """The version link, when it moved (called every logger_report_interval_s)."""
+        volume = self.primary.volume
+        if volume is not None:
+            point = str(volume.durable_point()[1:])
+            if point != self._published:
+                self._published = point
+                self.primary.publish()
+
+    async def rotate(self) -> LogPos:
+        """Log N ends, N+1 begins."""
+        end = await self.site.blocking(self.primary.rotate)
+        assert self.end is not None and self.primary.header is not None
+        self._moved()
+        self.end.move(max(self.end.at, self.primary.header.start))
+        return end
+
+    # ---- ending ----
+
+    async def take_device_away(self) -> list[str]:
+        """Who uses the device, [] when it is gone for sure."""
+        if not self.device:
+            return []
+        answer, _ = await self.site.keeper.call("dev-detach", name=self.resource)
+        if answer.get("busy"):
+            return [str(user) for user in answer["busy"]]
+        if not await self.site.join(self._servers, 60.0):
+            raise MarsError(f"{self.resource}: the device is gone but its connection does not end", "see marsd.log")
+        self.device = False
+        await self.site.keeper.call("dev-drop", name=self.resource)
+        return []
+
+    async def finish(self) -> tuple[LogPos, str]:
+        """After the device is gone: end the log, write everything back, publish durably."""
+        end, digest = await self.site.blocking(self.primary.end)
+        await self.close()
+        host = self.site.host
+        self.site.store.make_durable([paths.version(self.resource, end.nr, host), paths.replay(self.resource, host)])
+        return end, digest
+
+    async def close(self) -> None:
+        """End the threads and let go of the files. The log stays as it is: recovery goes on from the disk position."""
+        self.primary.request_stop()
+        await self.site.join(self._threads)
+        self.site.loop.remove_reader(self.event_fd)
+        if not any(server.is_alive() for server in self._servers):
+            self.primary.close()
+        os.close(self.event_fd)

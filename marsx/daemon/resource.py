@@ -1,0 +1,420 @@
+"""One resource on this host: makes reality match the plan, one step after the other, and says why when it cannot.
+
+    tree changed -> plan (pure) -> the first thing that differs is done -> plan again
+
+Steps never overlap: the runner is one task, and commands that touch the replica (`exclusive`) take its turn. A step that fails with a
+named error is said in the tree and tried again later; what the resource must not go on with (`trouble`) stays until attach or invalidate.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+
+from marsx.base import disk, messages
+from marsx.base.errors import DamagedError, MarsError, NotFoundError, PreconditionError
+from marsx.base.position import LogPos
+from marsx.daemon import logsource
+from marsx.daemon.consumer import Consumer
+from marsx.daemon.facts import Publisher
+from marsx.daemon.plan import Local, Plan, newest_log, plan
+from marsx.daemon.producer import Producer
+from marsx.daemon.site import Site
+from marsx.daemon.spans import DiskSpans
+from marsx.log import reader
+from marsx.peer.sync import sync_resource
+from marsx.peer.wire import PeerError
+from marsx.tree import paths
+from marsx.volume.env import Env
+
+LOG = messages.get("daemon.resource")
+RETRY_S = 2.0
+WHY_KEYS = ("primary", "fetch", "replay", "sync")
+
+
+class Runner:
+    """See the module."""
+
+    def __init__(self, site: Site, resource: str) -> None:
+        self.site = site
+        self.resource = resource
+        self.publisher = Publisher(site.store, site.loop, resource, self.kick)
+        self.disk_fd = -1
+        self.device_path = ""
+        self.producer: Producer | None = None
+        self.consumer: Consumer | None = None
+        self.trouble = ""
+        self.busy: list[str] = []
+        self.stopped = False
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._env: Env | None = None
+        self._opened = 0.0
+
+    # ---- the loop ----
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"resource {self.resource}")
+        self.kick()
+
+    def kick(self) -> None:
+        self._wake.set()
+
+    def _later(self, seconds: float = RETRY_S) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = self.site.loop.call_later(seconds, self.kick)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while True:
+                    async with self._turn:
+                        if not await self._step():
+                            break
+            except asyncio.CancelledError:
+                raise
+            except (DamagedError, NotFoundError) as err:
+                self._set_trouble(f"{err.text}. {err.hint}" if err.hint else err.text)
+            except (MarsError, OSError, ConnectionError) as err:
+                LOG.info("%s: %s", self.resource, err)
+                self.site.say(self.resource, "err-resource", str(err))
+                self._later()
+            except Exception:
+                LOG.exception("%s: unexpected error", self.resource)
+                self.site.say(self.resource, "err-resource", "unexpected error, see marsd.log")
+                self._later(5.0)
+
+    @contextlib.asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        """A command's turn: no step runs meanwhile; plans anew afterwards."""
+        async with self._turn:
+            try:
+                yield
+            finally:
+                self.site.forget_view()
+                self.kick()
+
+    def _set_trouble(self, text: str) -> None:
+        if text != self.trouble:
+            LOG.info("%s: stopped: %s", self.resource, text)
+        self.trouble = text
+        self.site.say(self.resource, "err-resource", text)
+        self.kick()
+
+    # ---- one step ----
+
+    def local(self) -> Local:
+        """What the planner has to know."""
+        consumer, producer = self.consumer, self.producer
+        copy = consumer.copy if consumer else None
+        primary_rel = paths.primary(self.resource)
+        slots = self.site.sync_slots(self.resource)
+        return Local(
+            attached=self.disk_fd >= 0, primary=producer is not None, recovered=bool(consumer and consumer.at) or producer is not None,
+            at=consumer.at if consumer else None, digest=consumer.digest if consumer else "",
+            fetched=copy.at if copy else None, fetched_digest=copy.digest if copy else "",
+            trouble=self.trouble or (consumer.trouble if consumer else ""), shutdown=self.site.shutting_down,
+            connected=frozenset(self.site.reachable()), sync_slots=slots,
+            role_durable=self.site.store.is_durable(primary_rel), never_had_log=self._is_first())
+
+    def _is_first(self) -> bool:
+        """The resource was created here and has no log yet."""
+        replay = self.site.view().replay(self.resource, self.site.host)
+        return bool(replay and replay.pos.pos == 0 and replay.pos.producer == self.site.host and replay.length == 0
+                    and not reader.list_logs(self._directory()))
+
+    def _directory(self) -> str:
+        return os.path.join(self.site.store.root, paths.resource_dir(self.resource))
+
+    async def _step(self) -> bool:
+        """Do the first thing that differs from the plan; True to plan again."""
+        view = self.site.view()
+        host, res = self.site.host, self.resource
+        primary_rel = paths.primary(res)
+        if self.site.store.get(primary_rel) and not self.site.store.is_durable(primary_rel):
+            self.site.store.make_durable([primary_rel])
+        local = self.local()
+        want = plan(view, res, host, local)
+        self._say_reasons(want, local)
+        if self.producer is not None and not want.primary:
+            return await self._give_up(view.designated(res))
+        if self.disk_fd >= 0 and not want.attach:
+            return await self._detach()
+        if want.attach and self.disk_fd < 0:
+            return await self._attach()
+        if self.disk_fd >= 0 and self.producer is None and self.consumer is None and not self.trouble:
+            return await self._recover()
+        if want.primary and self.producer is None and self.disk_fd >= 0:
+            return await self._become_primary()
+        if want.grant_to and self.producer is None:
+            return self._grant(want.grant_to)
+        if self.consumer is not None:
+            return await self._secondary(want)
+        return False
+
+    def _say_reasons(self, want: Plan, local: Local) -> None:
+        self.site.say(self.resource, "inf-why", "; ".join(f"{key}: {want.why[key]}" for key in WHY_KEYS if key in want.why))
+
+    # ---- attach, detach ----
+
+    def _make_env(self) -> Env:
+        view, settings = self.site.view(), self.site.settings
+        return Env(
+            directory=self._directory(), uuid=self.site.store.get(paths.uuid()), resource=self.resource, host=self.site.host,
+            device_size=view.size(self.resource), block_size=view.block_size(self.resource) or 512, facts=self.publisher,
+            stamp=self.site.lamport.now, ring_bytes=max(16, settings.get("ring_mb")) << 20, flush_ms=settings.get("logger_flush_ms"),
+            on_trouble=lambda text: self.site.loop.call_soon_threadsafe(self.kick))
+
+    async def _attach(self) -> bool:
+        view = self.site.view()
+        path = view.data(self.resource, self.site.host)
+        try:
+            _, fds = await self.site.keeper.call("disk-open", path=path)
+        except MarsError as err:
+            self.site.say(self.resource, "err-attach", f"{err.text}. {err.hint}")
+            self._later()
+            return False
+        fd = fds[0]
+        have, want = disk.size(fd), view.size(self.resource)
+        self.site.store.put(paths.actsize(self.resource, self.site.host), str(have))
+        if have < want:
+            os.close(fd)
+            await self.site.keeper.call("disk-close", path=path)
+            self._set_trouble(f"{path} has {have} bytes, the resource has {want}: enlarge it, then: marsadm detach, attach")
+            return False
+        self.disk_fd, self.device_path = fd, path
+        self._env = self._make_env()
+        self.site.say(self.resource, "err-attach", "")
+        self.site.store.put(paths.actual(self.resource, self.site.host, "is-attached"), "1")
+        return True
+
+    async def _detach(self) -> bool:
+        await self._stop_consumer()
+        os.close(self.disk_fd)
+        self.disk_fd = -1
+        await self.site.keeper.call("disk-close", path=self.device_path)
+        self.trouble = ""
+        self.site.say(self.resource, "err-resource", "")
+        self._facts({"is-attached": "0"})
+        return True
+
+    def _facts(self, values: dict[str, str]) -> None:
+        self.site.store.put_many([(paths.actual(self.resource, self.site.host, key), value) for key, value in values.items()])
+
+    async def _stop_consumer(self) -> None:
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            await consumer.stop()
+            self._facts({"is-copying": "0", "is-replaying": "0", "is-syncing": "0"})
+
+    def known_durable(self, nr: int, producer: str) -> int:
+        """POS of a log that version links call durable: everybody's for own logs, the own one for others' (rule 5)."""
+        view = self.site.view()
+        hosts = view.members(self.resource) if producer == self.site.host else (self.site.host,)
+        best = 0
+        for host in {*hosts, self.site.host}:
+            version = view.version(self.resource, host, nr)
+            if version is not None and version.end.pos.producer == producer:
+                best = max(best, version.end.pos.pos)
+        return best
+
+    def _position(self) -> tuple[LogPos, str]:
+        replay = self.site.view().replay(self.resource, self.site.host)
+        if replay is None:
+            raise PreconditionError(f"{self.resource}: the replay link of this host is missing or damaged",
+                                    f"marsadm invalidate {self.resource}")
+        return replay.pos, self.publisher.digest_hint(replay.pos)
+
+    async def _recover(self) -> bool:
+        """Find out what disk and logs hold. A primary that only restarts skips this: its own recovery does it."""
+        at, digest = self._position()
+        assert self._env is not None
+        consumer = Consumer(self.site, self.resource, self._env, self.publisher, self.disk_fd, self._changed)
+        view = self.site.view()
+        nr, producer = newest_log(view, self.resource)
+        quick = view.designated(self.resource) == self.site.host and (producer == self.site.host or self._is_first())
+        if quick:
+            consumer.at, consumer.digest = at, digest
+        else:
+            await consumer.recover(at, digest, self._known_in_thread())
+        self.consumer = consumer
+        return True
+
+    def _known_in_thread(self):  # type: ignore[no-untyped-def]
+        """known_durable for use in the executor: looked up now, on the loop."""
+        table = {(e.nr, e.producer): self.known_durable(e.nr, e.producer) for e in reader.list_logs(self._directory())}
+        return lambda nr, producer: table.get((nr, producer), 0)
+
+    def _changed(self) -> None:
+        self.site.forget_view()
+        self.kick()
+
+    # ---- primary ----
+
+    async def _become_primary(self) -> bool:
+        at, digest, first = *self._where(), self._is_first()
+        await self._stop_consumer()
+        self._env = self._make_env()
+        producer = Producer(self.site, self.resource, self._env, self.publisher, self.disk_fd, self._changed)
+        await producer.start(at, digest, self._known_in_thread(), first)
+        self.producer = producer
+        assert producer.primary.header is not None
+        self._facts({"is-primary": "1", "if-on": "1", "is-attached": "1", "is-replaying": "0", "open-count": "0"})
+        self.site.store.put_many([(paths.maxnr(self.resource), str(max(producer.primary.header.nr, self.site.view().maxnr(self.resource))))])
+        if self.site.view().want_primary(self.resource, self.site.host) not in ("", "0"):
+            self.site.store.put(paths.want_primary(self.resource, self.site.host), "0")
+        self.site.say(self.resource, "err-resource", "")
+        LOG.info("%s: primary here, log %s", self.resource, producer.primary.header.name)
+        self.site.forget_view()
+        return True
+
+    def _where(self) -> tuple[LogPos, str]:
+        assert self.consumer is not None and self.consumer.at is not None
+        return self.consumer.at, self.consumer.digest
+
+    async def _give_up(self, designated: str) -> bool:
+        """Device away, log ended, facts published, right granted (rules 18 to 20). In use: keep everything, say so, try again."""
+        assert self.producer is not None
+        self.busy = await self.producer.take_device_away()
+        if self.busy:
+            self.site.say(self.resource, "err-device-busy", f"the primary role is to go, but the device is in use by {', '.join(self.busy[:5])}: "
+                          "close or umount it")
+            self._later(1.0)
+            return False
+        self.site.say(self.resource, "err-device-busy", "")
+        end, digest = await self.producer.finish()
+        self.producer = None
+        self._facts({"if-on": "0", "open-count": "0"})
+        self.site.forget_view()
+        LOG.info("%s: no longer primary, the log ends at %s", self.resource, end)
+        consumer = Consumer(self.site, self.resource, self._env or self._make_env(), self.publisher, self.disk_fd, self._changed)
+        await consumer.recover(end, digest, self._known_in_thread())
+        self.consumer = consumer
+        if not self.site.shutting_down:
+            waiting = plan(self.site.view(), self.resource, self.site.host, self.local()).grant_to
+            if waiting:
+                self._grant(waiting)
+        self._facts({"is-primary": "0"})
+        return True
+
+    def _grant(self, host: str) -> bool:
+        """The right to write the next log goes to `host`, durably, before anybody hears that we are not primary (rule 18)."""
+        at, digest = self._where()
+        rel = paths.granted(self.resource, self.site.host)
+        self.site.store.put(rel, f"{host},{at},{digest}", durable=True)
+        LOG.info("%s: the right to write after %s is granted to %s", self.resource, at, host)
+        self.site.forget_view()
+        return True
+
+    # ---- secondary ----
+
+    async def _secondary(self, want: Plan) -> bool:
+        consumer = self.consumer
+        assert consumer is not None
+        if consumer.copy is None:
+            if want.primary or self.trouble:
+                return False
+            await consumer.recover(*self._where(), self._known_in_thread())
+        if not want.sync_from and consumer.sync.running or (consumer.sync.running and consumer.sync.key != want.sync_from):
+            await consumer.sync.stop()
+            self._facts({"is-syncing": "0"})
+        if consumer.fetch.running and consumer.fetch.key != want.fetch_from:
+            await consumer.fetch.stop()
+            self._facts({"is-copying": "0"})
+        if consumer.replaying and not want.replay or (consumer.replayer is not None and not consumer.replaying):
+            await consumer.stop_replay()
+            self._facts({"is-replaying": "0"})
+            if consumer.trouble:
+                return True
+        if want.fetch_from and not consumer.fetch.running:
+            consumer.start_fetch(want.fetch_from)
+            self._facts({"is-copying": "1"})
+        if want.replay and consumer.replayer is None and not consumer.trouble:
+            consumer.start_replay()
+            self._facts({"is-replaying": "1"})
+        if want.sync_from and not consumer.sync.running and consumer.replayer is not None:
+            consumer.sync.start(want.sync_from, self._sync(want.sync_from, consumer), f"sync {self.resource}")
+            self._facts({"is-syncing": "1"})
+        if consumer.missing_log and want.sync_from:
+            raise PreconditionError("a log is missing while the sync is not finished", f"marsadm invalidate {self.resource}")
+        return False
+
+    async def _sync(self, host: str, consumer: Consumer) -> None:
+        pause = 0.2
+        while True:
+            try:
+                link, _ = await self.site.dial(host, "sync")
+                try:
+                    self.site.say(self.resource, "inf-sync", f"syncing '{self.resource}' from {host}")
+                    sink = DiskSpans(self.site, self.resource, consumer, self.publisher)
+                    await sync_resource(link, self.resource, sink, executor=self.site.executor)
+                    self.site.say(self.resource, "err-sync", "")
+                    self.site.say(self.resource, "inf-sync", "")
+                    self._facts({"is-syncing": "0"})
+                    self._changed()
+                    return
+                finally:
+                    await link.close()
+            except (PeerError, OSError, MarsError) as err:
+                self.site.say(self.resource, "err-sync", f"sync from {host}: {err}")
+            await asyncio.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+    # ---- for peers, control and ticks ----
+
+    def log_source(self) -> logsource.Source:
+        """A new stream's view of the own logs."""
+        holder = self.producer or self.consumer
+        if holder is None or holder.end is None:
+            raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
+        return logsource.Source(self._directory(), self.site.store.get(paths.uuid()), self.resource, holder.end, holder.pins)
+
+    def pinned(self) -> int | None:
+        """The lowest log number that must stay for streams."""
+        lows = [low for holder in (self.producer, self.consumer) if holder and (low := holder.pins.lowest()) is not None]
+        return min(lows, default=None)
+
+    async def tick(self) -> None:
+        """Every logger_report_interval_s: publish what moved."""
+        if self.producer is not None:
+            self.producer.publish()
+            self.producer.check()
+            if time.monotonic() - self._opened > 2.0 and self.producer.device:
+                self._opened = time.monotonic()
+                with contextlib.suppress(MarsError, ConnectionError):
+                    answer, _ = await self.site.keeper.call("dev-users", name=self.resource)
+                    self._facts({"open-count": str(int(answer.get("count", 0)))})
+        if self.consumer is not None:
+            self.consumer.publish()
+
+    async def shutdown(self, force: bool) -> list[str]:
+        """marsd stops. Who still uses the device ([]: all is stopped)."""
+        async with self._turn:
+            if self.producer is not None:
+                users = await self.producer.take_device_away()
+                if users and not force:
+                    return users
+                if not users:
+                    await self.producer.finish()
+                else:
+                    await self.producer.close()
+                self.producer = None
+                self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
+            await self._stop_consumer()
+            if self.disk_fd >= 0:
+                os.close(self.disk_fd)
+                self.disk_fd = -1
+                with contextlib.suppress(MarsError, ConnectionError):
+                    await self.site.keeper.call("disk-close", path=self.device_path)
+                self._facts({"is-attached": "0"})
+        self.stopped = True
+        if self._task is not None:
+            self._task.cancel()
+        return []

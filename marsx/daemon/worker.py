@@ -1,0 +1,379 @@
+"""The worker: one asyncio loop that holds tree, peers, planner, timers and control socket together; the data plane runs in threads without
+the GIL. Started by the keeper, ended by it or by its end."""
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import marsx
+from marsx.base import messages
+from marsx.base.config import Paths, Settings
+from marsx.base.errors import MarsError, PreconditionError
+from marsx.daemon import commands, housekeeping
+from marsx.daemon.control import Control
+from marsx.daemon.exchange import Exchange
+from marsx.daemon.keeperlink import KeeperLink
+from marsx.daemon.resource import Runner
+from marsx.daemon.site import Site
+from marsx.daemon.spans import PrimarySpans
+from marsx.peer import client, fetch, sync, tls
+from marsx.peer.join import JoinService
+from marsx.peer.link import Link, Timing
+from marsx.peer.server import Peer, Server
+from marsx.peer.token import TokenStore, create_token
+from marsx.peer.wire import Hello
+from marsx.tree import paths
+from marsx.tree.store import Entry, Store, open_lamport
+from marsx.tree.watch import Watch
+
+LOG = messages.get("daemon.worker")
+TICK_S = 1.0
+EXECUTOR_THREADS = 32
+
+
+def main(keeper_fd: int, where: Paths) -> int:
+    """Serve until the keeper asks to stop (0) or is gone (1)."""
+    messages.setup("marsd", file=where.messages_file, stderr=False, syslog=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _protect_memory()
+    keeper = KeeperLink(keeper_fd)
+    hello, _ = keeper.call_now("hello")
+    try:
+        return asyncio.run(_serve(keeper, hello, where))
+    except MarsError as err:
+        LOG.error("%s%s", err.text, f" ({err.hint})" if err.hint else "")
+        return err.exit_code
+
+
+def _protect_memory() -> None:
+    """No page of ours may be waited for under memory pressure (design D 3): lock what is there, and say when that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(1) != 0:                       # MCL_CURRENT: what comes later is locked where it matters
+        LOG.info("memory cannot be locked: %s", os.strerror(ctypes.get_errno()))
+    if libc.prctl(57, 1, 0, 0, 0) != 0:             # PR_SET_IO_FLUSHER
+        LOG.info("PR_SET_IO_FLUSHER is not permitted here: %s", os.strerror(ctypes.get_errno()))
+
+
+async def _serve(keeper: KeeperLink, hello: dict[str, Any], where: Paths) -> int:
+    worker = Worker(keeper, hello, where)
+    try:
+        await worker.start()
+        return await worker.run()
+    finally:
+        await worker.close()
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, keeper: KeeperLink, hello: dict[str, Any], where: Paths) -> None:
+        self.paths = where
+        self.host = socket.gethostname()
+        self.settings = Settings(where)
+        self.lamport = open_lamport(where, self.host)
+        self.store = Store(where, self.host, self.lamport)
+        self.executor = concurrent.futures.ThreadPoolExecutor(EXECUTOR_THREADS, thread_name_prefix="marsd")
+        self.loop = asyncio.get_running_loop()
+        self.files = tls.TlsFiles.of(where)
+        self.runners: dict[str, Runner] = {}
+        self.exchange = Exchange(self.store, self._dial, self._peers_changed, self._foreign_own)
+        kept = {device["name"]: device for device in hello.get("devices", ()) if device.get("state") != "gone"}
+        self._gone = [device["name"] for device in hello.get("devices", ()) if device.get("state") == "gone"]
+        self.site = Site(where, self.host, self.store, self.lamport, self.settings, keeper, self.loop, self.executor, self._dial,
+                         self.exchange.ages, lambda: self.exchange.reachable, self._kick_all, self._sync_slots, kept)
+        self.start_service = commands.StartService(self)
+        self.tokens = TokenStore.of(where)
+        self.control = Control(where.control_socket, {
+            "ping": self._ping, "status": self._status, "token": self._token, "stop": self._asked_to_stop,
+            "do": lambda request, progress: commands.do(self, request), "positions": self._status,
+        })
+        self._server: Server | None = None
+        self._watch: Watch | None = None
+        self._end: asyncio.Future[int] = self.loop.create_future()
+        self._ticker: asyncio.Task[None] | None = None
+        self._incarnation = os.urandom(8).hex()
+        self._context = None
+        self._leftover: set[asyncio.Task[Any]] = set()
+
+    # ---- start ----
+
+    async def start(self) -> None:
+        self.store.load()
+        if not self.store.get(paths.uuid()):
+            raise PreconditionError("this host is in no cluster", "marsadm create-cluster, or marsadm join-cluster HOST --token=T")
+        if not self.files.complete():
+            raise PreconditionError(f"the certificates in {self.files.directory} are missing", "join the cluster again")
+        problem = self.lamport.clock_problem()
+        if problem:
+            LOG.error("%s", problem)
+        self.settings.publish()
+        self._context = tls.client_context(self.files)
+        self.site.keeper.start(self.loop, self._keeper_says, self._keeper_lost)
+        for name in self._gone:
+            await self.site.keeper.call("dev-drop", name=name)
+        self._watch = Watch(self.store.root, self._tree_touched)
+        self.loop.add_reader(self._watch.fileno(), self._watch.process)
+        self.store.load()
+        self.store.on_change(self._tree_changed)
+        await self._start_server()
+        await self.control.start()
+        self._heartbeat(first=True)
+        self.exchange.update_peers()
+        self._update_runners()
+        self._ticker = asyncio.create_task(self._tick_for_ever(), name="ticks")
+        await self._devices_back()
+        await self.site.keeper.call("ready")
+        gc.collect()
+        gc.freeze()
+        LOG.info("marsd %s serves cluster %s", marsx.__version__, self.store.get(paths.uuid()))
+
+    async def _start_server(self) -> None:
+        services = {
+            "tree": self.exchange.service,
+            "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
+            "sync": sync.SyncService(self._span_source, self.executor),
+            "start": self.start_service,
+            "join": JoinService(self.files, self.tokens, uuid=lambda: self.store.get(paths.uuid()), admit=self._admit, executor=self.executor),
+        }
+        self._server = Server("0.0.0.0", self.settings.get("mars_port"), contexts=tls.server_contexts(self.files), identity=self._identity,
+                              services=services, is_member=self._is_member, join_open=self.tokens.any, timing=self._timing())
+        await self._server.start()
+
+    async def _devices_back(self) -> None:
+        """`ready` means: what the keeper holds is served again (marsd start may wait for that; applications do)."""
+        end = time.monotonic() + 30.0
+        while self.site.kept and time.monotonic() < end and any(self.runners.get(name) for name in self.site.kept):
+            await asyncio.sleep(0.01)
+
+    def _timing(self) -> Timing:
+        return Timing(io_timeout=float(self.settings.get("network_io_timeout") or 86400))
+
+    def _identity(self) -> Hello:
+        return Hello(self.store.get(paths.uuid()), self.host, self._incarnation)
+
+    async def _dial(self, host: str, service: str) -> tuple[Link, Hello]:
+        ip = self.store.get(paths.ip(host))
+        if not ip:
+            raise PreconditionError(f"no address of {host} is known")
+        return await client.connect(host, ip, self.settings.get("mars_port"), service, identity=self._identity(), context=self._context,
+                                    timing=self._timing())
+
+    # ---- who may talk to us ----
+
+    def _is_member(self, peer: Peer) -> str:
+        if not self.store.get(paths.ip(peer.host)):
+            return f"{peer.host} is not in the address book of {self.host}"
+        member, removed = self.store.get(paths.host_member(peer.host)), self.store.get(paths.host_removed(peer.host))
+        return f"{peer.host} was removed from the cluster" if member and member == removed else ""
+
+    def _admit(self, host: str, ip: str, address: str) -> list[Any]:
+        """A token was proved: may `host` come in? Prepares the tree for it and hands it over."""
+        if not paths.is_host(host) or host == self.host:
+            raise PreconditionError(f"{host!r} cannot be the name of a new host here", "give the host another name")
+        if host in self.exchange.heard and self.exchange.ages().get(host, 1e9) < 30:
+            raise PreconditionError(f"there is a host {host} in the cluster, and it is alive", "give the new host another name")
+        where = ip or address.rpartition(":")[0]
+        self.store.put(paths.ip(host), where, durable=True)
+        return [[e.rel, e.value, e.stamp] for e in self.store.entries()]
+
+    def _runner_for(self, resource: str, peer: Peer) -> Runner:
+        runner = self.runners.get(resource)
+        if runner is None:
+            raise PreconditionError(f"{self.host} has no replica of {resource}")
+        if peer.host not in self.site.view().members(resource):
+            raise PreconditionError(f"{peer.host} is not a member of {resource}")
+        return runner
+
+    def _span_source(self, resource: str, peer: Peer) -> PrimarySpans:
+        runner = self._runner_for(resource, peer)
+        if runner.producer is None:
+            raise PreconditionError(f"{self.host} is not primary of {resource}")
+        return PrimarySpans(runner.producer.primary, runner.producer.end, runner.log_source())
+
+    # ---- the tree ----
+
+    def _tree_touched(self, rels: list[str] | None) -> None:
+        """inotify: another process (marsadm) wrote, or we ourselves."""
+        try:
+            if rels is None:
+                self.store.load()
+            else:
+                self.store.reread(rels)
+        except MarsError as err:
+            LOG.error("%s", err)
+
+    def _tree_changed(self, rels: list[str]) -> None:
+        self.site.forget_view()
+        touched = {name.resource for rel in rels if (name := paths.parse(rel)) is not None and name.resource}
+        if touched - set(self.runners):
+            self._update_runners()
+        for resource in touched & set(self.runners):
+            self.runners[resource].kick()
+
+    def _update_runners(self) -> None:
+        view = self.site.view()
+        for resource in view.resources:
+            if self.host in view.members(resource) and resource not in self.runners:
+                self.runner(resource)
+
+    def runner(self, resource: str) -> Runner:
+        """The runner of a resource of this host, made when needed."""
+        if resource not in self.runners:
+            self.runners[resource] = Runner(self.site, resource)
+            self.runners[resource].start()
+        return self.runners[resource]
+
+    async def drop_runner(self, resource: str) -> None:
+        runner = self.runners.pop(resource, None)
+        if runner is not None:
+            await runner.shutdown(force=True)
+
+    def _kick_all(self) -> None:
+        self.site.forget_view()
+        for runner in self.runners.values():
+            runner.kick()
+
+    def _peers_changed(self) -> None:
+        self._kick_all()
+
+    def _foreign_own(self, sender: str, entries: list[Entry]) -> None:
+        """Others hold newer facts of ours (rule 22). The clock is past them already: what we know is said again."""
+        again = [(e.rel, value) for e in entries if (value := self.store.get(e.rel))]
+        LOG.info("%s held %d newer facts of this host; they are said again as they are here", sender, len(entries))
+        if again:
+            self.store.put_many(again, restamp=True)
+
+    def _sync_slots(self, resource: str) -> int:
+        limit = self.settings.get("sync_limit") or self.site.view().sync_limit(self.host)
+        if not limit:
+            return 1
+        running = sum(1 for res, r in self.runners.items() if res != resource and r.consumer is not None and r.consumer.sync.running)
+        return max(0, limit - running)
+
+    # ---- time ----
+
+    async def _tick_for_ever(self) -> None:
+        count = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            count += 1
+            try:
+                self._heartbeat()
+                every = max(1, self.settings.get("logger_report_interval_s"))
+                for runner in list(self.runners.values()):
+                    if count % every == 0:
+                        await runner.tick()
+                    if count % 10 == 0:
+                        housekeeping.follow_deletion(self, runner)
+                        housekeeping.delete_if_scarce(self, runner)
+                        await housekeeping.rotate_if_long(self, runner)
+                self.store.retry()
+                if count % 5 == 0:
+                    self._kick_all()
+            except asyncio.CancelledError:
+                raise
+            except MarsError as err:
+                LOG.error("%s", err)
+            except Exception:
+                LOG.exception("tick failed")
+
+    def _heartbeat(self, first: bool = False) -> None:
+        now = self.lamport.now()
+        items = [(paths.host_actual(self.host, "alive"), "1"),
+                 (paths.host_actual(self.host, "time"), f"{now // 10**9}.{now % 10**9:09d}"), *housekeeping.space(self)]
+        if first:
+            items += [(paths.host_actual(self.host, "tree"), "0.1"), (paths.host_actual(self.host, "features"), "4,5,0x00000000"),
+                      (paths.host_actual(self.host, "usable"), "4,5,0x00000000"),
+                      (paths.host_actual(self.host, "buildtag"), f"marsx{marsx.__version__}"),
+                      (paths.host_actual(self.host, "incarnation"), self._incarnation)]
+        self.store.put_many(items[2:])
+        self.store.put_many(items[:2], restamp=True)
+
+    # ---- control ----
+
+    async def _ping(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
+        return {"ok": True, "pid": os.getpid()}
+
+    async def _status(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
+        found = {}
+        for name, runner in self.runners.items():
+            volume = runner.producer.primary.volume if runner.producer else None
+            consumer = runner.consumer
+            found[name] = {
+                "role": "primary" if runner.producer else "secondary", "trouble": runner.trouble,
+                "state": {k: v.hex() if isinstance(v, bytes) else v for k, v in volume.state.items()} if volume is not None else {},
+                "counters": volume.counters if volume is not None else {},
+                "at": str(consumer.at) if consumer else "", "fetched": str(consumer.copy.at) if consumer and consumer.copy else "",
+            }
+        return {"ok": True, "pid": os.getpid(), "host": self.host, "resources": found, "peers": dict(self.exchange.states)}
+
+    async def _token(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
+        return {"ok": True, "token": await self.site.blocking(create_token, self.paths, self.host)}
+
+    async def _asked_to_stop(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
+        await self._stop(bool(request.get("force")))
+        return {"ok": True}
+
+    # ---- end ----
+
+    def _keeper_says(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "stop":
+            task = asyncio.create_task(self._stop(bool(event.get("force"))), name="stop")
+            self._leftover.add(task)
+            task.add_done_callback(self._leftover.discard)
+
+    def _keeper_lost(self) -> None:
+        LOG.error("the keeper is gone; the worker ends")
+        os._exit(1)
+
+    async def _stop(self, force: bool) -> None:
+        """Take all devices away first: one that is in use keeps everything running."""
+        self.site.shutting_down = True
+        for runner in list(self.runners.values()):
+            users = await runner.shutdown(force)
+            if users:
+                self.site.shutting_down = False
+                self._update_runners()
+                await self._revive()
+                await self.site.keeper.call("stop-refused", reason=f"{self.paths.dev_dir}/{runner.resource} is in use by {', '.join(users[:5])}")
+                return
+        self.store.put(paths.host_actual(self.host, "alive"), "0", restamp=True)
+        await asyncio.sleep(0.05)
+        if not self._end.done():
+            self._end.set_result(0)
+
+    async def _revive(self) -> None:
+        """A stop was refused half way: resources that are down come up again."""
+        for name, runner in list(self.runners.items()):
+            if runner.stopped:
+                self.runners[name] = Runner(self.site, name)
+                self.runners[name].start()
+            else:
+                runner.kick()
+
+    async def run(self) -> int:
+        return await self._end
+
+    async def close(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+        with contextlib.suppress(Exception):
+            await self.exchange.close()
+        if self._server is not None:
+            with contextlib.suppress(Exception):
+                await self._server.close()
+        await self.control.close()
+        if self._watch is not None:
+            self.loop.remove_reader(self._watch.fileno())
+            self._watch.close()
+        self.store.close()
+        self.lamport.close()
+        self.executor.shutdown(wait=False, cancel_futures=True)
