@@ -748,10 +748,16 @@ cdef class Volume:
                     pthread_mutex_unlock(&self.lock)
                     break
                 s = self.seg[self.n_seg - 1]
-                ahead = s.allocated != UNKNOWN and s.allocated < MARS_BLOCK + (self.appended - s.base) + self.allocate_step // 2
+                ahead = not self.frozen and not self.stop and s.allocated != UNKNOWN and \
+                    s.allocated < MARS_BLOCK + (self.appended - s.base) + self.allocate_step // 2
+                self.extending = ahead                          # an ended log must not grow again: freeze() waits
                 pthread_mutex_unlock(&self.lock)
-                if ahead and not self.stop:
+                if ahead:
                     self.allocate(&s, self.allocate_step)       # no room is no error until a group needs it
+                    pthread_mutex_lock(&self.lock)
+                    self.extending = 0
+                    pthread_cond_broadcast(&self.space)
+                    pthread_mutex_unlock(&self.lock)
                 if not self.stop:
                     sleep_ns(self.flush_ns)
                 self.sync_all()
@@ -1010,7 +1016,7 @@ cdef class Volume:
             self.frozen = 1
             end = self.seg[self.n_seg - 1].base + self.seal.pos
             # `written` may lag behind with nothing in flight: somebody is answering an earlier group just now
-            while (self.in_flight or self.written != end) and self.failed == 0:
+            while self.extending or ((self.in_flight or self.written != end) and self.failed == 0):
                 pthread_cond_wait(&self.space, &self.lock)
             pthread_mutex_unlock(&self.lock)
             self.sync_all()

@@ -70,6 +70,7 @@ cdef class Volume:
     cdef uint64_t g_first, g_commit, g_next
     cdef int open_group                 # the newest group takes records
     cdef int in_flight, frozen, syncing, stop, failed, fail_where, started
+    cdef int extending                  # the flusher allocates file space of the newest log
     cdef int index_full                 # a writer waits for room in the index
     cdef uint64_t stalled               # CLOCK_MONOTONIC ns since when /mars has no room, 0 = it has
     cdef Segment *seg

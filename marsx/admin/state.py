@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos
 from marsx.log import chain
+from marsx.tree.roles import right_holder
 from marsx.tree.view import View
 
 
@@ -102,16 +103,9 @@ def up_to_date(view: View, resource: str, host: str) -> bool:
 
 
 def role_holder(view: View, resource: str) -> str:
-    """Who may append the next log (rule 18): the producer of the newest one, or whom it has granted that to.
-
-    A grant counts only for the newest log: when a later one exists, it has been used. "" if nobody is known."""
-    last = newest(view, resource)
-    if last is None:
-        return ""
-    granted = view.granted(resource, last.producer)
-    if granted and granted.host and granted.mark.pos.log == last.log:
-        return granted.host
-    return last.producer
+    """Who may append the next log (rule 18); "" if nobody is known."""
+    right = right_holder(view, resource)
+    return right.host if right else ""
 
 
 def has_more(view: View, resource: str, other: str, host: str) -> str:

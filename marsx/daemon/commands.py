@@ -1,5 +1,6 @@
-"""What touches facts and is asked for by marsadm over the control socket (rule 26e): each command checks again, does its work in the
-resource's turn, and answers when it is done."""
+"""What touches facts and is asked for by marsadm over the control socket (rule 26e): each command checks again, does
+its work in the resource's turn, and answers when it is done."""
+
 from __future__ import annotations
 
 import asyncio
@@ -62,13 +63,20 @@ async def create_resource(worker: Worker, resource: str, args: dict[str, Any]) -
     size = wanted or have
     nr = view.maxnr(resource) + REUSE_STEP if view.maxnr(resource) else 1
     host = site.host
-    site.store.put_many([
-        *_member_links(resource, host, path),
-        (paths.size(resource), str(size)), (paths.block_size(resource), str(block)), (paths.maxnr(resource), str(nr)),
-        (paths.syncstatus(resource, host), str(size)), (paths.replay(resource, host), f"{LogPos(nr, host, 0)},0"),
-        (paths.actual(resource, host, "if-on"), "0"), (paths.actual(resource, host, "is-primary"), "0"),
-        (paths.userspace("last-primary", resource), host),
-    ], durable=True)
+    site.store.put_many(
+        [
+            *_member_links(resource, host, path),
+            (paths.size(resource), str(size)),
+            (paths.block_size(resource), str(block)),
+            (paths.maxnr(resource), str(nr)),
+            (paths.syncstatus(resource, host), str(size)),
+            (paths.replay(resource, host), f"{LogPos(nr, host, 0)},0"),
+            (paths.actual(resource, host, "if-on"), "0"),
+            (paths.actual(resource, host, "is-primary"), "0"),
+            (paths.userspace("last-primary", resource), host),
+        ],
+        durable=True,
+    )
     site.store.put(paths.primary(resource), host, durable=True)
     runner = worker.runner(resource)
     await _until(worker, runner, lambda: runner.producer is not None and runner.producer.device, "the device")
@@ -77,7 +85,9 @@ async def create_resource(worker: Worker, resource: str, args: dict[str, Any]) -
 
 def _member_links(resource: str, host: str, path: str) -> list[tuple[str, str]]:
     return [
-        (paths.member(resource, host), secrets.token_hex(8)), (paths.data(resource, host), path), (paths.device(resource, host), resource),
+        (paths.member(resource, host), secrets.token_hex(8)),
+        (paths.data(resource, host), path),
+        (paths.device(resource, host), resource),
         *[(paths.todo(resource, host, switch), "1") for switch in SWITCHES],
     ]
 
@@ -111,7 +121,8 @@ async def start_position(worker: Worker, resource: str) -> LogPos:
 
 
 class StartService:
-    """The `start` service: the beginning of the newest log, pinned until the asker's replay link shows that it has it."""
+    """The `start` service: the beginning of the newest log, pinned until the asker's replay link shows that it has
+    it."""
 
     LEASE_S = 600.0
 
@@ -149,14 +160,23 @@ async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> 
     _, block = await _try_disk(worker, path, view.size(resource))
     try:
         if view.block_size(resource) and block > view.block_size(resource):
-            raise PreconditionError(f"{path} has logical blocks of {block} bytes, the resource of {view.block_size(resource)}",
-                                    "take a device with the same block size")
+            raise PreconditionError(
+                f"{path} has logical blocks of {block} bytes, the resource of {view.block_size(resource)}",
+                "take a device with the same block size",
+            )
         at = await start_position(worker, resource)
     except BaseException:
         await site.keeper.call("disk-close", path=path)
         raise
-    site.store.put_many([*_member_links(resource, site.host, path), *_fresh_replica(worker, resource, at),
-                         (paths.actual(resource, site.host, "is-primary"), "0"), (paths.actual(resource, site.host, "if-on"), "0")], durable=True)
+    site.store.put_many(
+        [
+            *_member_links(resource, site.host, path),
+            *_fresh_replica(worker, resource, at),
+            (paths.actual(resource, site.host, "is-primary"), "0"),
+            (paths.actual(resource, site.host, "if-on"), "0"),
+        ],
+        durable=True,
+    )
     runner = worker.runner(resource)
     await _until(worker, runner, lambda: runner.disk_fd >= 0, "the data device")
     return {"ok": True, "start": str(at)}
@@ -165,14 +185,17 @@ async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> 
 def _fresh_replica(worker: Worker, resource: str, at: LogPos) -> list[tuple[str, str]]:
     """Facts of a replica that knows nothing yet."""
     host = worker.site.host
-    gone = [(paths.version(resource, nr, host), ".deleted") for nr in worker.site.view().version_numbers(resource, host)]
+    gone = [
+        (paths.version(resource, nr, host), ".deleted") for nr in worker.site.view().version_numbers(resource, host)
+    ]
     if worker.site.store.get(paths.syncpos(resource, host)):
         gone.append((paths.syncpos(resource, host), ".deleted"))
     return [(paths.syncstatus(resource, host), "0"), *gone, (paths.replay(resource, host), f"{at},0")]
 
 
 async def invalidate(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Throw this replica away and sync it anew (facts 5.6). Own logs that nobody else may have are set aside, not deleted."""
+    """Throw this replica away and sync it anew (facts 5.6). Own logs that nobody else may have are set aside, not
+    deleted."""
     runner = _member(worker, resource)
     if runner.producer is not None or worker.site.view().designated(resource) == worker.site.host:
         raise PreconditionError(f"{resource}: this host is the primary", "only a secondary can be invalidated")
@@ -212,8 +235,13 @@ async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict
     async with runner.exclusive():
         if runner.consumer is not None:
             await runner.consumer.sync.stop()
-        site.store.put_many([(paths.actual(resource, site.host, "is-syncing"), "0"),
-                             (paths.syncstatus(resource, site.host), str(site.view().size(resource)))], durable=True)
+        site.store.put_many(
+            [
+                (paths.actual(resource, site.host, "is-syncing"), "0"),
+                (paths.syncstatus(resource, site.host), str(site.view().size(resource))),
+            ],
+            durable=True,
+        )
     return {"ok": True}
 
 
@@ -237,7 +265,9 @@ async def log_delete(worker: Worker, resource: str, args: dict[str, Any], everyt
 async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
     runner, site, host = _member(worker, resource), worker.site, worker.site.host
     if runner.producer is not None:
-        raise PreconditionError(f"{resource}: this host is the primary", "marsadm primary on another host, or marsadm secondary here")
+        raise PreconditionError(
+            f"{resource}: this host is the primary", "marsadm primary on another host, or marsadm secondary here"
+        )
     async with runner.exclusive():
         await runner._stop_consumer()
         if runner.disk_fd >= 0:
@@ -263,7 +293,9 @@ async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) ->
 def _member(worker: Worker, resource: str) -> Runner:
     runner = worker.runners.get(resource)
     if runner is None:
-        raise NotFoundError(f"resource {resource} is not joined on this host", f"marsadm join-resource {resource} DEVICE")
+        raise NotFoundError(
+            f"resource {resource} is not joined on this host", f"marsadm join-resource {resource} DEVICE"
+        )
     return runner
 
 

@@ -1,8 +1,9 @@
 """Being secondary: the local copy of the log (fetch), replay, sync; each started and stopped on its own.
 
-    recover -> [fetch] -> copy of the log -> [replay] -> data device
-                                    [sync] -> data device (bound by the rules of `peer.sync`)
+recover -> [fetch] -> copy of the log -> [replay] -> data device
+                                [sync] -> data device (bound by the rules of `peer.sync`)
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -53,9 +54,12 @@ class Activity:
 
 
 class Consumer:
-    """One resource while this host is a secondary of it. `on_missing(host)`: the source has not got our log any more."""
+    """One resource while this host is a secondary of it. `on_missing(host)`: the source has not got our log any
+    more."""
 
-    def __init__(self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]
+    ) -> None:
         self.site = site
         self.resource = resource
         self.env = env
@@ -152,7 +156,9 @@ class Consumer:
                     pause = RETRY_MIN
                     self.site.say(self.resource, "inf-fetch", f"fetching '{self.resource}' from {host}")
                     assert self.copy is not None
-                    await fetch_logs(link, self.resource, self.copy, executor=self.site.executor, fetched=self._fetch_works)
+                    await fetch_logs(
+                        link, self.resource, self.copy, executor=self.site.executor, fetched=self._fetch_works
+                    )
                 finally:
                     await link.close()
             except PeerError as err:
@@ -169,11 +175,17 @@ class Consumer:
 
     def _fetch_failed(self, host: str, err: PeerError) -> None:
         if err.reason is Reason.SPLIT:
-            self.site.say(self.resource, "err-splitbrain-detected", f"SPLIT BRAIN: {err.text}. Decide whose data count, then on the other host: "
-                          f"marsadm invalidate {self.resource}")
+            self.site.say(
+                self.resource,
+                "err-splitbrain-detected",
+                f"SPLIT BRAIN: {err.text}. Decide whose data count, then on the other host: "
+                f"marsadm invalidate {self.resource}",
+            )
         elif err.reason is Reason.MISSING:
             self.missing_log = True
-            self.site.say(self.resource, "err-fetch", f"{host}: {err.text}. To heal: marsadm invalidate {self.resource}")
+            self.site.say(
+                self.resource, "err-fetch", f"{host}: {err.text}. To heal: marsadm invalidate {self.resource}"
+            )
             self.changed()
         elif err.reason is not Reason.BEHIND:
             self.site.say(self.resource, "err-fetch", err.text)
@@ -193,7 +205,9 @@ class Consumer:
         """Positions that move without a durable step (called every logger_report_interval_s)."""
         if self.copy is not None and self.copy.header is not None:
             self.copy.publish()
-            self.site.store.put(paths.actual(self.resource, self.site.host, "fetched"), f"{self.copy.at},0,{self.copy.digest}")
+            self.site.store.put(
+                paths.actual(self.resource, self.site.host, "fetched"), f"{self.copy.at},0,{self.copy.digest}"
+            )
 
     # ---- end ----
 

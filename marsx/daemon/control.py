@@ -1,5 +1,6 @@
-"""The control socket `run_dir/marsd.sock`: one JSON object a line, one answer a line (design 3.7). Root only: mode 0600, and the kernel's word
-for the caller's uid is checked too."""
+"""The control socket `run_dir/marsd.sock`: one JSON object a line, one answer a line (design 3.7). Root only: mode
+0600, and the kernel's word for the caller's uid is checked too."""
+
 from __future__ import annotations
 
 import asyncio
@@ -71,7 +72,11 @@ class Control:
             request = json.loads(line)
             handler = self._handlers[request["cmd"]]
         except (ValueError, KeyError, TypeError):
-            return {"error": "the request was not understood", "hint": "marsadm and marsd of the same mars.pyz?", "exit": 2}
+            return {
+                "error": "the request was not understood",
+                "hint": "marsadm and marsd of the same mars.pyz?",
+                "exit": 2,
+            }
         try:
             return await handler(request, progress)
         except MarsError as err:

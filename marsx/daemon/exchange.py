@@ -1,12 +1,14 @@
-"""The tree travels: every host dials every other one and pushes; what it accepts from others it takes from the links that were dialled to it.
+"""The tree travels: every host dials every other one and pushes; what it accepts from others it takes from the links
+that were dialled to it.
 
-On connect the whole tree goes out as one unit (TREE_FULL), then every change at once, in the order it was written (TREE_BATCH with a
-sequence number). A line that breaks starts again with the whole tree, so nothing is ever missing (rule 19). What may be accepted from whom
-is decided by `Store.merge` (rules 22, 25, 26): own facts never from others, facts of a host from others only while no session of that host
-is here.
+On connect the whole tree goes out as one unit (TREE_FULL), then every change at once, in the order it was written
+(TREE_BATCH with a sequence number). A line that breaks starts again with the whole tree, so nothing is ever missing
+(rule 19). What may be accepted from whom is decided by `Store.merge` (rules 22, 25, 26): own facts never from others,
+facts of a host from others only while no session of that host is here.
 
 Belongs to the loop's thread.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -31,7 +33,7 @@ BATCH_MAX = 2000
 RETRY_MIN, RETRY_MAX = 0.2, 5.0
 HEARTBEAT_KEYS = frozenset({"alive", "time"})
 
-Dial = Callable[[str, str], Any]                # (host, service) -> awaitable (Link, Hello)
+Dial = Callable[[str, str], Any]  # (host, service) -> awaitable (Link, Hello)
 
 
 def pack(entries: list[Entry]) -> bytes:
@@ -45,18 +47,25 @@ def unpack(body: memoryview) -> list[tuple[str, str, int]]:
         raise wire.WireError("tree entries are not a list")
     result = []
     for item in found:
-        if not (isinstance(item, list) and len(item) == 3 and isinstance(item[0], str) and isinstance(item[1], str)
-                and type(item[2]) is int):
+        if not (
+            isinstance(item, list)
+            and len(item) == 3
+            and isinstance(item[0], str)
+            and isinstance(item[1], str)
+            and type(item[2]) is int
+        ):
             raise wire.WireError("a tree entry is not [name, value, stamp]")
         result.append((item[0], item[1], item[2]))
     return result
 
 
 class Exchange:
-    """See the module. `dial(host, "tree")` gives a link; `on_foreign_own(sender, entries)` hears of own facts that others hold (rule 22)."""
+    """See the module. `dial(host, "tree")` gives a link; `on_foreign_own(sender, entries)` hears of own facts that
+    others hold (rule 22)."""
 
-    def __init__(self, store: Store, dial: Dial, on_peers: Callable[[], None],
-                 on_foreign_own: Callable[[str, list[Entry]], None]) -> None:
+    def __init__(
+        self, store: Store, dial: Dial, on_peers: Callable[[], None], on_foreign_own: Callable[[str, list[Entry]], None]
+    ) -> None:
         self._store = store
         self._dial = dial
         self._on_peers = on_peers
@@ -66,9 +75,9 @@ class Exchange:
         self._inbound: dict[str, int] = {}
         self._from: str = ""
         self._throttle = messages.Throttle(60, time.monotonic)
-        self.heard: dict[str, float] = {}           # host -> monotonic time of the last word of itself
-        self.reachable: set[str] = set()            # hosts that our own link to is up
-        self.states: dict[str, str] = {}            # host -> text for people
+        self.heard: dict[str, float] = {}  # host -> monotonic time of the last word of itself
+        self.reachable: set[str] = set()  # hosts that our own link to is up
+        self.states: dict[str, str] = {}  # host -> text for people
         self.latency: dict[str, float] = {}
         store.on_change(self._changed)
 
@@ -161,7 +170,9 @@ class Exchange:
                 await acks
 
     async def _send(self, link: Link, kind: Type, seq: int, entries: list[Entry], more: bool = False) -> None:
-        await link.send(kind, {"seq": seq, "real_ns": time.time_ns(), "more": more, "sent": time.monotonic()}, pack(entries))
+        await link.send(
+            kind, {"seq": seq, "real_ns": time.time_ns(), "more": more, "sent": time.monotonic()}, pack(entries)
+        )
 
     async def _take_acks(self, host: str, link: Link) -> None:
         while True:

@@ -1,11 +1,14 @@
 """Publication of one resource's positions in the tree, callable from the threads of the data plane.
 
-The tree's store belongs to the loop's thread. A thread hands its entries over, waits until they are in the tree, and makes them durable
-itself where the contract wants it, so that a slow disk of /mars never holds up the loop. Order of calls = order in the tree (rule 19).
+The tree's store belongs to the loop's thread. A thread hands its entries over, waits until they are in the tree, and
+makes them durable itself where the contract wants it, so that a slow disk of /mars never holds up the loop. Order of
+calls = order in the tree (rule 19).
 
-The digest at the disk position stands in no tree entry. It is kept beside the tree in `local-HOST/position-RES`, a hint: it is believed only
-if the log confirms it (a group that starts there names it, or the scan finds it); without it the log is read from its beginning.
+The digest at the disk position stands in no tree entry. It is kept beside the tree in `local-HOST/position-RES`, a
+hint: it is believed only if the log confirms it (a group that starts there names it, or the scan finds it); without
+it the log is read from its beginning.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -26,7 +29,9 @@ from marsx.tree.store import Store
 class Publisher:
     """Implements `volume.env.Facts` for one resource of this host."""
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, resource: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, loop: asyncio.AbstractEventLoop, resource: str, changed: Callable[[], None]
+    ) -> None:
         self._store = store
         self._loop = loop
         self._thread = threading.get_ident()
@@ -78,7 +83,7 @@ class Publisher:
 
     def _write_hint(self, at: LogPos, digest: str) -> None:
         temp = f"{self._hint}.new"
-        with contextlib.suppress(OSError):                  # only a hint: without it the next start reads the log from its beginning
+        with contextlib.suppress(OSError):  # only a hint: without it the next start reads the log from its beginning
             os.makedirs(os.path.dirname(self._hint), mode=0o700, exist_ok=True)
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "w") as file:

@@ -1,8 +1,10 @@
 """Logs that nobody needs any more, logs that got too long, members that were removed (rules 9, 16, 26d; facts 6.1).
 
-A log N may be deleted here when every member's replay link is in a later log, the own disk position too, no stream reads it, nobody was
-promised to begin there, and N is not the newest. A member without replay link blocks deletion (rule 16).
+A log N may be deleted here when every member's replay link is in a later log, the own disk position too, no stream
+reads it, nobody was promised to begin there, and N is not the newest. A member without replay link blocks deletion
+(rule 16).
 """
+
 from __future__ import annotations
 
 import os
@@ -34,7 +36,8 @@ def lowest_needed(worker: Worker, runner: Runner) -> int:
 
 
 def delete_logs(worker: Worker, runner: Runner, count: int | None) -> list[str]:
-    """Delete the `count` oldest (None: all) logs that nobody needs; returns their names. Version links before the last deleted one go too."""
+    """Delete the `count` oldest (None: all) logs that nobody needs; returns their names. Version links before the
+    last deleted one go too."""
     store, resource, host = worker.site.store, runner.resource, worker.site.host
     limit = lowest_needed(worker, runner)
     directory = os.path.join(store.root, paths.resource_dir(resource))
@@ -78,7 +81,8 @@ async def rotate_if_long(worker: Worker, runner: Runner) -> None:
 
 
 def delete_if_scarce(worker: Worker, runner: Runner) -> None:
-    """Logs that nobody needs go by themselves when less than the limits of facts 6.2, or an eighth of the file system, is free."""
+    """Logs that nobody needs go by themselves when less than the limits of facts 6.2, or an eighth of the file
+    system, is free."""
     stat = os.statvfs(worker.site.store.root)
     free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
     limits = sum(worker.site.settings.get(f"required_free_space_{level}_gb") for level in (1, 2, 3, 4)) << 30
@@ -99,6 +103,8 @@ def space(worker: Worker) -> list[tuple[str, str]]:
             level = number
         needed -= limit
     host = worker.site.host
-    return [(paths.host_actual(host, "rest-space"), str(max(0, free - sum(limits)) >> 30)),
-            (paths.host_actual(host, "total-space"), str(max(0, total - sum(limits)) >> 30)),
-            (paths.host_actual(host, "emergency"), str(level))]
+    return [
+        (paths.host_actual(host, "rest-space"), str(max(0, free - sum(limits)) >> 30)),
+        (paths.host_actual(host, "total-space"), str(max(0, total - sum(limits)) >> 30)),
+        (paths.host_actual(host, "emergency"), str(level)),
+    ]

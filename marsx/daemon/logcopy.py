@@ -1,10 +1,12 @@
-"""The local copy of a resource's logs on a secondary: what fetch writes and replay reads (implements `peer.fetch.LogSink`).
+"""The local copy of a resource's logs on a secondary: what fetch writes and replay reads (implements
+`peer.fetch.LogSink`).
 
 Invariants:
     fetched is the end of a verified group, durable in the local file; nothing behind it is ever counted
     a new log is begun only from a header that names our own end and digest as its predecessor (rules 4, 6)
     the file is cut to the verified end before a stream appends to it (a torn tail of the last stream)
 """
+
 from __future__ import annotations
 
 import os
@@ -24,10 +26,20 @@ VERSION_INTERVAL_S = 1.0
 
 
 class LogCopy:
-    """See the module. `at`, `digest`: where the verified history ends now. `header` is that log's, None when there is no file yet."""
+    """See the module. `at`, `digest`: where the verified history ends now. `header` is that log's, None when there is
+    no file yet."""
 
-    def __init__(self, env: Env, at: LogPos, digest: str, header: FileHeader | None, next_group: int, next_record: int, device_size: int,
-                 on_fetched: Callable[[LogPos, str], None]) -> None:
+    def __init__(
+        self,
+        env: Env,
+        at: LogPos,
+        digest: str,
+        header: FileHeader | None,
+        next_group: int,
+        next_record: int,
+        device_size: int,
+        on_fetched: Callable[[LogPos, str], None],
+    ) -> None:
         self.env = env
         self.at = at
         self.digest = digest
@@ -59,10 +71,12 @@ class LogCopy:
             raise MarsError(f"log bytes of {nr},{producer},{pos} came while the copy ends at {self.at}")
         checked = reader.check_buffer(data, self.header, pos, self.digest, self._group, self._record, self._size)
         if checked.state == "bad":
-            raise DamagedError(f"{self.header.name}: what came from the peer is not a valid log, {checked.detail}",
-                               "if this repeats, look at the peer's log and memory: marsadm log-rotate there, or invalidate here")
+            raise DamagedError(
+                f"{self.header.name}: what came from the peer is not a valid log, {checked.detail}",
+                "if this repeats, look at the peer's log and memory: marsadm log-rotate there, or invalidate here",
+            )
         if checked.used:
-            self._append(memoryview(data)[:checked.used], pos)
+            self._append(memoryview(data)[: checked.used], pos)
             self._group, self._record, self._size = checked.next_group, checked.next_record, checked.device_size
             self._move(LogPos(nr, producer, checked.pos), checked.digest)
         return Fed(checked.pos, max(checked.need, BLOCK))
@@ -71,7 +85,9 @@ class LogCopy:
         found = FileHeader.parse(header)
         found.check(self.env.uuid, self.env.resource, nr, producer)
         if found.pred != self.at or found.pred_digest != self.digest:
-            raise DamagedError(f"{found.name} follows {found.pred}, but our history ends at {self.at}", "split brain: see mars-status")
+            raise DamagedError(
+                f"{found.name} follows {found.pred}, but our history ends at {self.at}", "split brain: see mars-status"
+            )
         self._publish(force=True)
         self._create(found)
 
@@ -99,7 +115,8 @@ class LogCopy:
         self._move(header.start, header.digest0, force=True)
 
     def _reuse(self, path: str, header: FileHeader) -> None:
-        """The file is there from an earlier try: fine if it is the same log; then it starts again from its beginning."""
+        """The file is there from an earlier try: fine if it is the same log; then it starts again from its
+        beginning."""
         with reader.open_log(path, self.env.uuid, self.env.resource) as log:
             if log.header.log_id != header.log_id:
                 raise DamagedError(f"{path} is another log of the same name", "split brain: see mars-status")
@@ -145,7 +162,9 @@ def from_recovered(env: Env, logs: list, on_fetched: Callable[[LogPos, str], Non
     last = logs[-1]
     scan = last.scan
     group, rec, size = scan.next_group, scan.next_record, scan.device_size
-    return LogCopy(env, last.position, last.digest, last.header, group, rec, size or last.header.device_size, on_fetched)
+    return LogCopy(
+        env, last.position, last.digest, last.header, group, rec, size or last.header.device_size, on_fetched
+    )
 
 
 def nothing_yet(env: Env, at: LogPos, on_fetched: Callable[[LogPos, str], None]) -> LogCopy:

@@ -5,6 +5,7 @@ Invariants:
     a start is accepted only if (log id, POS, digest) lies in the own history (rule 6)
     logs that a stream reads from are pinned: deletion asks `Pins` first (rule 9)
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -41,7 +42,8 @@ class Pins:
 
 
 class End:
-    """The durable end of the own newest history, and a way to wait for more. Belongs to the loop; `at` may be read anywhere."""
+    """The durable end of the own newest history, and a way to wait for more. Belongs to the loop; `at` may be read
+    anywhere."""
 
     def __init__(self, at: LogPos) -> None:
         self.at = at
@@ -82,7 +84,9 @@ class Source:
         same = [e for e in reader.list_logs(self._directory) if e.nr == start.nr]
         if not any(e.producer == start.producer for e in same):
             if same:
-                return Verdict(Reason.SPLIT, f"log {start.nr} was written by {same[0].producer} here, not by {start.producer}")
+                return Verdict(
+                    Reason.SPLIT, f"log {start.nr} was written by {same[0].producer} here, not by {start.producer}"
+                )
             reason = Reason.BEHIND if start.nr > end.nr else Reason.MISSING
             return Verdict(reason, f"{name} is not here (any more)")
         try:
@@ -104,8 +108,8 @@ class Source:
         return Verdict()
 
     def _digest_at(self, log: reader.OpenLog, pos: int) -> str | None:
-        """From the group that starts there, if there is one (its header is checked against the chain as far as CRC and log id go); else by
-        reading the log from its beginning."""
+        """From the group that starts there, if there is one (its header is checked against the chain as far as CRC
+        and log id go); else by reading the log from its beginning."""
         if pos == 0:
             return log.header.digest0
         block = reader.read_block(log.fd, BLOCK + pos)

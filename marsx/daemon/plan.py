@@ -2,17 +2,17 @@
 
     plan(view, resource, host, local) -> Plan(wanted activities, with the reason for each one that is not wanted)
 
-Nothing here opens, waits or writes. The runner (`resource.py`) starts and stops activities until reality matches the plan, and
-publishes the reasons, so that no stall is silent.
+Nothing here opens, waits or writes. The runner (`resource.py`) starts and stops activities until reality matches the
+plan, and publishes the reasons, so that no stall is silent.
 
-Who may append the next log (rule 18), as a table over the newest log N that any version link knows, its producer P and P's grant:
+Who may append the next log (rule 18): the holder of the right (`tree.roles`), as a table:
 
-    P == host   grant for (N) to another host          no: the right is with that host
-    P == host   no grant, or to the own host           yes
-    P != host   grant (host, N, end, digest), and the own replayed end is just that     yes
-    P != host   the same, own end not there yet        not yet: fetch and replay
-    P != host   no such grant                          no; only by force: designated primary with connect off (facts 5.2)
-    no log at all                                      yes if this host is the designated primary and created the resource
+    holder  by              own replayed end                    may append
+    me      producing N     (he knows it)                       yes
+    me      a grant         is just the granted end             yes
+    me      a grant         not there yet                       not yet: fetch and replay
+    other   -               -                                   no, except by force: designated, and connect is off
+    (facts 5.2) no log known            resource was created here           yes
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from marsx.base.position import LogPos
 from marsx.tree import paths
+from marsx.tree.roles import right_holder
 from marsx.tree.view import View
 
 NONE = "(none)"
@@ -27,20 +28,21 @@ NONE = "(none)"
 
 @dataclass(frozen=True)
 class Local:
-    """What the host knows about itself beyond the tree. `at`, `digest`: disk position; `fetched`: end of the verified local log."""
+    """What the host knows about itself beyond the tree. `at`, `digest`: disk position; `fetched`: end of the verified
+    local log."""
 
     attached: bool = False
-    primary: bool = False               # the volume serves, or could
-    recovered: bool = False             # disk position is known
+    primary: bool = False  # the volume serves, or could
+    recovered: bool = False  # disk position is known
     at: LogPos | None = None
     digest: str = ""
     fetched: LogPos | None = None
     fetched_digest: str = ""
-    trouble: str = ""                   # an error that stops the resource until somebody acts
+    trouble: str = ""  # an error that stops the resource until somebody acts
     shutdown: bool = False
     connected: frozenset[str] = frozenset()
-    sync_slots: int = 1                 # free ones for this resource
-    role_durable: bool = True           # `primary` is durable in the own tree (rule 21)
+    sync_slots: int = 1  # free ones for this resource
+    role_durable: bool = True  # `primary` is durable in the own tree (rule 21)
     never_had_log: bool = False
 
 
@@ -50,51 +52,37 @@ class Plan:
 
     attach: bool = False
     primary: bool = False
-    keep_primary: bool = False          # device in use or no grant possible: do not take it away yet
-    grant_to: str = ""                  # give the right away to this host now
+    keep_primary: bool = False  # device in use or no grant possible: do not take it away yet
+    grant_to: str = ""  # give the right away to this host now
     fetch_from: str = ""
     replay: bool = False
     sync_from: str = ""
     why: dict[str, str] = field(default_factory=dict)
 
 
-def newest_log(view: View, resource: str) -> tuple[int, str]:
-    """(number, producer) of the newest log that any version link knows; (0, "") if none. An empty log counts: its producer took the right."""
-    best = (0, "")
-    for host, links in view.version_texts(resource).items():
-        for nr in links:
-            version = view.version(resource, host, nr)
-            if version is not None and version.end.pos.nr > best[0]:
-                best = (version.end.pos.nr, version.end.pos.producer)
-    return best
-
-
 def may_produce(view: View, resource: str, host: str, local: Local) -> tuple[bool, str]:
     """May `host` append the next log now? (yes, or why not). The table on top."""
-    nr, producer = newest_log(view, resource)
-    if nr == 0:
+    right = right_holder(view, resource)
+    if right is None:
         return local.never_had_log, "" if local.never_had_log else "no log of this resource is known"
-    grant = view.granted(resource, producer)
-    valid = grant is not None and grant.mark.pos.nr == nr and grant.mark.pos.producer == producer
-    if producer == host:
-        if valid and grant is not None and grant.host not in ("", host):
-            return False, f"the right to write was given to {grant.host}"
-        return True, ""
-    if valid and grant is not None and grant.host == host:
-        if local.at is not None and local.at.order >= grant.mark.pos.order and local.digest == grant.mark.digest:
+    if right.host == host:
+        if right.mark is None:
             return True, ""
-        if local.at is not None and local.at.producer != producer and local.at.pos == 0 and grant.mark.pos.pos == 0:
+        if local.at is not None and (local.at, local.digest) == (right.mark.pos, right.mark.digest):
             return True, ""
-        return False, f"log up to {grant.mark.pos} is not replayed yet"
-    if view.designated(resource) == host and not view.todo(resource, host, "connect"):
+        return False, f"the log up to {right.mark.pos} is not replayed yet"
+    if _forced(view, resource, host):
         return True, ""
-    return False, f"{producer} has not granted the right to write to this host"
+    return False, f"{right.host} has not granted the right to write to this host"
 
 
 def waiting_hosts(view: View, resource: str, host: str) -> list[str]:
     """Who wants to become primary, in the order of the wishes; the designated primary first."""
-    wanting = [(view.stamp(paths.want_primary(resource, other)), other) for other in view.members(resource)
-               if other != host and view.want_primary(resource, other) not in ("", "0")]
+    wanting = [
+        (view.stamp(paths.want_primary(resource, other)), other)
+        for other in view.members(resource)
+        if other != host and view.want_primary(resource, other) not in ("", "0")
+    ]
     order = [other for _, other in sorted(wanting)]
     designated = view.designated(resource)
     if designated and designated != host and designated in view.members(resource):
@@ -140,12 +128,9 @@ def _plan_role(view: View, resource: str, host: str, local: Local, want: Plan) -
         return
     if not local.primary:
         waiting = waiting_hosts(view, resource, host)
-        if waiting and designated in ("", waiting[0]):
-            nr, producer = newest_log(view, resource)
-            grant = view.granted(resource, host)
-            given = grant is not None and grant.mark.pos.nr == nr and grant.host not in ("", host)
-            if producer == host and not given and local.recovered:
-                want.grant_to = waiting[0]
+        right = right_holder(view, resource)
+        if waiting and right is not None and right.host == host and local.recovered and designated in ("", waiting[0]):
+            want.grant_to = waiting[0]
         if designated == "":
             want.why["primary"] = "no primary is designated"
 
@@ -173,14 +158,15 @@ def _plan_secondary(view: View, resource: str, host: str, local: Local, want: Pl
 
 
 def _fetch_source(view: View, resource: str, host: str, local: Local) -> str:
-    """The preferred connected host (facts 7.5): the list of connect-H, else the primary, else the producer of the newest log, else anyone."""
+    """The preferred connected host (facts 7.5): the list of connect-H, else the primary, else the producer of the
+    newest log, else anyone."""
     members = [other for other in view.members(resource) if other != host and other in local.connected]
     listed = [other for other in view.connect_pref(resource, host) if other in members]
     if listed:
         return listed[0]
     primaries = [other for other in view.actual_primaries(resource) if other in members]
-    _, producer = newest_log(view, resource)
-    for other in (view.designated(resource), *primaries, producer):
+    right = right_holder(view, resource)
+    for other in (view.designated(resource), *primaries, right.producer if right else ""):
         if other in members:
             return other
     return members[0] if members else ""

@@ -1,22 +1,23 @@
 """Being primary: the volume, the device in front of it, and the proper end of both.
 
-Order of becoming (rules 4, 11, 18): recover -> log N+1 durable -> threads -> resend (after a restart) -> device -> is-primary=1.
-Order of ending (rules 19, 20): device gone for sure -> log ended, all written back -> final version and replay links durable -> grant
-durable -> is-primary=0. A device in use ends nothing.
+Order of becoming (rules 4, 11, 18): recover -> log N+1 durable -> threads -> resend (after a restart) -> device ->
+is-primary=1. Order of ending (rules 19, 20): device gone for sure -> log ended, all written back -> final version and
+replay links durable -> grant durable -> is-primary=0. A device in use ends nothing.
 """
+
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
 
-from marsx.device import serve
 from marsx.base import messages
 from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import End, Pins
 from marsx.daemon.site import Site
+from marsx.device import serve
 from marsx.tree import paths
 from marsx.volume import recovery
 from marsx.volume.env import Env
@@ -28,7 +29,9 @@ LOG = messages.get("daemon.producer")
 class Producer:
     """One resource while this host is its primary."""
 
-    def __init__(self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]
+    ) -> None:
         self.site = site
         self.resource = resource
         self.env = env
@@ -39,7 +42,7 @@ class Producer:
         self.pins = Pins()
         self.end: End | None = None
         self.frontend: serve.Frontend | None = None
-        self.device = False                 # the block device exists
+        self.device = False  # the block device exists
         self._threads: list[threading.Thread] = []
         self._servers: list[threading.Thread] = []
         self._published = ""
@@ -58,8 +61,10 @@ class Producer:
         assert volume is not None and header is not None
         self.end = End(header.start)
         self.site.loop.add_reader(self.event_fd, self._moved)
-        self._threads = [self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
-                         self.site.thread(f"wb-{self.resource}", self.primary.writeback_body)]
+        self._threads = [
+            self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
+            self.site.thread(f"wb-{self.resource}", self.primary.writeback_body),
+        ]
         await self._serve_device(kept)
 
     async def _serve_device(self, kept: bool) -> None:
@@ -67,17 +72,27 @@ class Producer:
         if kept:
             _, fds = await self.site.keeper.call("dev-fds", name=self.resource)
             if not self.frontend.resend(fds[0]):
-                LOG.warning("%s: this kernel cannot send requests again: those in flight when marsd died have failed", self.resource)
+                LOG.warning(
+                    "%s: this kernel cannot send requests again: those in flight when marsd died have failed",
+                    self.resource,
+                )
         else:
-            _, fds = await self.site.keeper.call("dev-create", name=self.resource, clones=max(2, self.site.settings.get("device_threads")))
-        self._servers = [self.site.thread(f"dev{i}-{self.resource}", lambda fd=fd: self._serve(fd)) for i, fd in enumerate(fds)]
+            _, fds = await self.site.keeper.call(
+                "dev-create", name=self.resource, clones=max(2, self.site.settings.get("device_threads"))
+            )
+        self._servers = [
+            self.site.thread(f"dev{i}-{self.resource}", lambda fd=fd: self._serve(fd)) for i, fd in enumerate(fds)
+        ]
         try:
-            answer, _ = await self.site.keeper.call("dev-attach", name=self.resource, size=self.env.device_size,
-                                                    block_size=self.env.block_size)
+            answer, _ = await self.site.keeper.call(
+                "dev-attach", name=self.resource, size=self.env.device_size, block_size=self.env.block_size
+            )
         except MarsError:
             await self.site.keeper.call("dev-drop", name=self.resource)
             raise
-        LOG.info("%s: device %s/%s is there (%s)", self.resource, self.site.paths.dev_dir, self.resource, answer.get("loop"))
+        LOG.info(
+            "%s: device %s/%s is there (%s)", self.resource, self.site.paths.dev_dir, self.resource, answer.get("loop")
+        )
         self.site.kept.pop(self.resource, None)
         self.device = True
 
@@ -116,8 +131,13 @@ class Producer:
         elif self.primary.error:
             text = f"{self.primary.error}. Reads and writes go on, the log grows; after repair: marsd stop, marsd start"
         self.site.say(self.resource, "err-device", text)
-        self.site.say(self.resource, "err-space-low", "no room for the log: writers wait. Make room in /mars: marsadm log-delete-all"
-                      if state["stalled_ns"] else "")
+        self.site.say(
+            self.resource,
+            "err-space-low",
+            "no room for the log: writers wait. Make room in /mars: marsadm log-delete-all"
+            if state["stalled_ns"]
+            else "",
+        )
 
     def publish(self) -> None:
         """The version link, when it moved (called every logger_report_interval_s)."""

@@ -2,9 +2,11 @@
 
     tree changed -> plan (pure) -> the first thing that differs is done -> plan again
 
-Steps never overlap: the runner is one task, and commands that touch the replica (`exclusive`) take its turn. A step that fails with a
-named error is said in the tree and tried again later; what the resource must not go on with (`trouble`) stays until attach or invalidate.
+Steps never overlap: the runner is one task, and commands that touch the replica (`exclusive`) take its turn. A step
+that fails with a named error is said in the tree and tried again later; what the resource must not go on with
+(`trouble`) stays until attach or invalidate.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -19,7 +21,7 @@ from marsx.base.position import LogPos
 from marsx.daemon import logsource
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.facts import Publisher
-from marsx.daemon.plan import Local, Plan, newest_log, plan
+from marsx.daemon.plan import Local, Plan, plan
 from marsx.daemon.producer import Producer
 from marsx.daemon.site import Site
 from marsx.daemon.spans import DiskSpans
@@ -27,6 +29,7 @@ from marsx.log import reader
 from marsx.peer.sync import sync_resource
 from marsx.peer.wire import PeerError
 from marsx.tree import paths
+from marsx.tree.roles import newest_log, right_holder
 from marsx.volume.env import Env
 
 LOG = messages.get("daemon.resource")
@@ -117,18 +120,31 @@ class Runner:
         primary_rel = paths.primary(self.resource)
         slots = self.site.sync_slots(self.resource)
         return Local(
-            attached=self.disk_fd >= 0, primary=producer is not None, recovered=bool(consumer and consumer.at) or producer is not None,
-            at=consumer.at if consumer else None, digest=consumer.digest if consumer else "",
-            fetched=copy.at if copy else None, fetched_digest=copy.digest if copy else "",
-            trouble=self.trouble or (consumer.trouble if consumer else ""), shutdown=self.site.shutting_down,
-            connected=frozenset(self.site.reachable()), sync_slots=slots,
-            role_durable=self.site.store.is_durable(primary_rel), never_had_log=self._is_first())
+            attached=self.disk_fd >= 0,
+            primary=producer is not None,
+            recovered=bool(consumer and consumer.at) or producer is not None,
+            at=consumer.at if consumer else None,
+            digest=consumer.digest if consumer else "",
+            fetched=copy.at if copy else None,
+            fetched_digest=copy.digest if copy else "",
+            trouble=self.trouble or (consumer.trouble if consumer else ""),
+            shutdown=self.site.shutting_down,
+            connected=frozenset(self.site.reachable()),
+            sync_slots=slots,
+            role_durable=self.site.store.is_durable(primary_rel),
+            never_had_log=self._is_first(),
+        )
 
     def _is_first(self) -> bool:
         """The resource was created here and has no log yet."""
         replay = self.site.view().replay(self.resource, self.site.host)
-        return bool(replay and replay.pos.pos == 0 and replay.pos.producer == self.site.host and replay.length == 0
-                    and not reader.list_logs(self._directory()))
+        return bool(
+            replay
+            and replay.pos.pos == 0
+            and replay.pos.producer == self.site.host
+            and replay.length == 0
+            and not reader.list_logs(self._directory())
+        )
 
     def _directory(self) -> str:
         return os.path.join(self.site.store.root, paths.resource_dir(self.resource))
@@ -160,17 +176,27 @@ class Runner:
         return False
 
     def _say_reasons(self, want: Plan, local: Local) -> None:
-        self.site.say(self.resource, "inf-why", "; ".join(f"{key}: {want.why[key]}" for key in WHY_KEYS if key in want.why))
+        self.site.say(
+            self.resource, "inf-why", "; ".join(f"{key}: {want.why[key]}" for key in WHY_KEYS if key in want.why)
+        )
 
     # ---- attach, detach ----
 
     def _make_env(self) -> Env:
         view, settings = self.site.view(), self.site.settings
         return Env(
-            directory=self._directory(), uuid=self.site.store.get(paths.uuid()), resource=self.resource, host=self.site.host,
-            device_size=view.size(self.resource), block_size=view.block_size(self.resource) or 512, facts=self.publisher,
-            stamp=self.site.lamport.now, ring_bytes=max(16, settings.get("ring_mb")) << 20, flush_ms=settings.get("logger_flush_ms"),
-            on_trouble=lambda text: self.site.loop.call_soon_threadsafe(self.kick))
+            directory=self._directory(),
+            uuid=self.site.store.get(paths.uuid()),
+            resource=self.resource,
+            host=self.site.host,
+            device_size=view.size(self.resource),
+            block_size=view.block_size(self.resource) or 512,
+            facts=self.publisher,
+            stamp=self.site.lamport.now,
+            ring_bytes=max(16, settings.get("ring_mb")) << 20,
+            flush_ms=settings.get("logger_flush_ms"),
+            on_trouble=lambda text: self.site.loop.call_soon_threadsafe(self.kick),
+        )
 
     async def _attach(self) -> bool:
         view = self.site.view()
@@ -187,7 +213,9 @@ class Runner:
         if have < want:
             os.close(fd)
             await self.site.keeper.call("disk-close", path=path)
-            self._set_trouble(f"{path} has {have} bytes, the resource has {want}: enlarge it, then: marsadm detach, attach")
+            self._set_trouble(
+                f"{path} has {have} bytes, the resource has {want}: enlarge it, then: marsadm detach, attach"
+            )
             return False
         self.disk_fd, self.device_path = fd, path
         self._env = self._make_env()
@@ -206,7 +234,9 @@ class Runner:
         return True
 
     def _facts(self, values: dict[str, str]) -> None:
-        self.site.store.put_many([(paths.actual(self.resource, self.site.host, key), value) for key, value in values.items()])
+        self.site.store.put_many(
+            [(paths.actual(self.resource, self.site.host, key), value) for key, value in values.items()]
+        )
 
     async def _stop_consumer(self) -> None:
         consumer, self.consumer = self.consumer, None
@@ -228,8 +258,10 @@ class Runner:
     def _position(self) -> tuple[LogPos, str]:
         replay = self.site.view().replay(self.resource, self.site.host)
         if replay is None:
-            raise PreconditionError(f"{self.resource}: the replay link of this host is missing or damaged",
-                                    f"marsadm invalidate {self.resource}")
+            raise PreconditionError(
+                f"{self.resource}: the replay link of this host is missing or damaged",
+                f"marsadm invalidate {self.resource}",
+            )
         return replay.pos, self.publisher.digest_hint(replay.pos)
 
     async def _recover(self) -> bool:
@@ -267,7 +299,9 @@ class Runner:
         self.producer = producer
         assert producer.primary.header is not None
         self._facts({"is-primary": "1", "if-on": "1", "is-attached": "1", "is-replaying": "0", "open-count": "0"})
-        self.site.store.put_many([(paths.maxnr(self.resource), str(max(producer.primary.header.nr, self.site.view().maxnr(self.resource))))])
+        self.site.store.put_many(
+            [(paths.maxnr(self.resource), str(max(producer.primary.header.nr, self.site.view().maxnr(self.resource))))]
+        )
         if self.site.view().want_primary(self.resource, self.site.host) not in ("", "0"):
             self.site.store.put(paths.want_primary(self.resource, self.site.host), "0")
         self.site.say(self.resource, "err-resource", "")
@@ -280,12 +314,17 @@ class Runner:
         return self.consumer.at, self.consumer.digest
 
     async def _give_up(self, designated: str) -> bool:
-        """Device away, log ended, facts published, right granted (rules 18 to 20). In use: keep everything, say so, try again."""
+        """Device away, log ended, facts published, right granted (rules 18 to 20). In use: keep everything, say so,
+        try again."""
         assert self.producer is not None
         self.busy = await self.producer.take_device_away()
         if self.busy:
-            self.site.say(self.resource, "err-device-busy", f"the primary role is to go, but the device is in use by {', '.join(self.busy[:5])}: "
-                          "close or umount it")
+            self.site.say(
+                self.resource,
+                "err-device-busy",
+                f"the primary role is to go, but the device is in use by {', '.join(self.busy[:5])}: "
+                "close or umount it",
+            )
             self._later(1.0)
             return False
         self.site.say(self.resource, "err-device-busy", "")
@@ -294,7 +333,9 @@ class Runner:
         self._facts({"if-on": "0", "open-count": "0"})
         self.site.forget_view()
         LOG.info("%s: no longer primary, the log ends at %s", self.resource, end)
-        consumer = Consumer(self.site, self.resource, self._env or self._make_env(), self.publisher, self.disk_fd, self._changed)
+        consumer = Consumer(
+            self.site, self.resource, self._env or self._make_env(), self.publisher, self.disk_fd, self._changed
+        )
         await consumer.recover(end, digest, self._known_in_thread())
         self.consumer = consumer
         if not self.site.shutting_down:
@@ -305,10 +346,14 @@ class Runner:
         return True
 
     def _grant(self, host: str) -> bool:
-        """The right to write the next log goes to `host`, durably, before anybody hears that we are not primary (rule 18)."""
+        """The right to write the next log goes to `host`, durably, before anybody hears that we are not primary
+        (rule 18). A right that was granted to us and not used is passed on as it came."""
         at, digest = self._where()
+        right = right_holder(self.site.view(), self.resource)
+        if right is not None and right.mark is not None:
+            at, digest = right.mark.pos, right.mark.digest
         rel = paths.granted(self.resource, self.site.host)
-        self.site.store.put(rel, f"{host},{at},{digest}", durable=True)
+        self.site.store.put(rel, f"{host},{at},{digest}", durable=True, restamp=True)
         LOG.info("%s: the right to write after %s is granted to %s", self.resource, at, host)
         self.site.forget_view()
         return True
@@ -322,7 +367,11 @@ class Runner:
             if want.primary or self.trouble:
                 return False
             await consumer.recover(*self._where(), self._known_in_thread())
-        if not want.sync_from and consumer.sync.running or (consumer.sync.running and consumer.sync.key != want.sync_from):
+        if (
+            not want.sync_from
+            and consumer.sync.running
+            or (consumer.sync.running and consumer.sync.key != want.sync_from)
+        ):
             await consumer.sync.stop()
             self._facts({"is-syncing": "0"})
         if consumer.fetch.running and consumer.fetch.key != want.fetch_from:
@@ -343,7 +392,9 @@ class Runner:
             consumer.sync.start(want.sync_from, self._sync(want.sync_from, consumer), f"sync {self.resource}")
             self._facts({"is-syncing": "1"})
         if consumer.missing_log and want.sync_from:
-            raise PreconditionError("a log is missing while the sync is not finished", f"marsadm invalidate {self.resource}")
+            raise PreconditionError(
+                "a log is missing while the sync is not finished", f"marsadm invalidate {self.resource}"
+            )
         return False
 
     async def _sync(self, host: str, consumer: Consumer) -> None:
@@ -374,11 +425,15 @@ class Runner:
         holder = self.producer or self.consumer
         if holder is None or holder.end is None:
             raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
-        return logsource.Source(self._directory(), self.site.store.get(paths.uuid()), self.resource, holder.end, holder.pins)
+        return logsource.Source(
+            self._directory(), self.site.store.get(paths.uuid()), self.resource, holder.end, holder.pins
+        )
 
     def pinned(self) -> int | None:
         """The lowest log number that must stay for streams."""
-        lows = [low for holder in (self.producer, self.consumer) if holder and (low := holder.pins.lowest()) is not None]
+        lows = [
+            low for holder in (self.producer, self.consumer) if holder and (low := holder.pins.lowest()) is not None
+        ]
         return min(lows, default=None)
 
     async def tick(self) -> None:

@@ -1,4 +1,5 @@
 """What all activities of this host share: tree, keeper, executor, the way to other hosts. Made once by the worker."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,6 @@
-"""The worker: one asyncio loop that holds tree, peers, planner, timers and control socket together; the data plane runs in threads without
-the GIL. Started by the keeper, ended by it or by its end."""
+"""The worker: one asyncio loop that holds tree, peers, planner, timers and control socket together; the data plane
+runs in threads without the GIL. Started by the keeper, ended by it or by its end."""
+
 from __future__ import annotations
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import Any
 import marsx
 from marsx.base import messages
 from marsx.base.config import Paths, Settings
-from marsx.base.errors import MarsError, PreconditionError
+from marsx.base.errors import MarsError, PreconditionError, TimeoutExpired, UsageError
 from marsx.daemon import commands, housekeeping
 from marsx.daemon.control import Control
 from marsx.daemon.exchange import Exchange
@@ -54,11 +55,12 @@ def main(keeper_fd: int, where: Paths) -> int:
 
 
 def _protect_memory() -> None:
-    """No page of ours may be waited for under memory pressure (design D 3): lock what is there, and say when that is not allowed."""
+    """No page of ours may be waited for under memory pressure (design D 3): lock what is there, and say when that is
+    not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlockall(1) != 0:                       # MCL_CURRENT: what comes later is locked where it matters
+    if libc.mlockall(1) != 0:  # MCL_CURRENT: what comes later is locked where it matters
         LOG.info("memory cannot be locked: %s", os.strerror(ctypes.get_errno()))
-    if libc.prctl(57, 1, 0, 0, 0) != 0:             # PR_SET_IO_FLUSHER
+    if libc.prctl(57, 1, 0, 0, 0) != 0:  # PR_SET_IO_FLUSHER
         LOG.info("PR_SET_IO_FLUSHER is not permitted here: %s", os.strerror(ctypes.get_errno()))
 
 
@@ -87,14 +89,36 @@ class Worker:
         self.exchange = Exchange(self.store, self._dial, self._peers_changed, self._foreign_own)
         kept = {device["name"]: device for device in hello.get("devices", ()) if device.get("state") != "gone"}
         self._gone = [device["name"] for device in hello.get("devices", ()) if device.get("state") == "gone"]
-        self.site = Site(where, self.host, self.store, self.lamport, self.settings, keeper, self.loop, self.executor, self._dial,
-                         self.exchange.ages, lambda: self.exchange.reachable, self._kick_all, self._sync_slots, kept)
+        self.site = Site(
+            where,
+            self.host,
+            self.store,
+            self.lamport,
+            self.settings,
+            keeper,
+            self.loop,
+            self.executor,
+            self._dial,
+            self.exchange.ages,
+            lambda: self.exchange.reachable,
+            self._kick_all,
+            self._sync_slots,
+            kept,
+        )
         self.start_service = commands.StartService(self)
         self.tokens = TokenStore.of(where)
-        self.control = Control(where.control_socket, {
-            "ping": self._ping, "status": self._status, "token": self._token, "stop": self._asked_to_stop,
-            "do": lambda request, progress: commands.do(self, request), "positions": self._status,
-        })
+        self.control = Control(
+            where.control_socket,
+            {
+                "ping": self._ping,
+                "status": self._status,
+                "token": self._token,
+                "stop": self._asked_to_stop,
+                "do": lambda request, progress: commands.do(self, request),
+                "positions": self._status,
+                "wait": self._wait,
+            },
+        )
         self._server: Server | None = None
         self._watch: Watch | None = None
         self._end: asyncio.Future[int] = self.loop.create_future()
@@ -108,7 +132,9 @@ class Worker:
     async def start(self) -> None:
         self.store.load()
         if not self.store.get(paths.uuid()):
-            raise PreconditionError("this host is in no cluster", "marsadm create-cluster, or marsadm join-cluster HOST --token=T")
+            raise PreconditionError(
+                "this host is in no cluster", "marsadm create-cluster, or marsadm join-cluster HOST --token=T"
+            )
         if not self.files.complete():
             raise PreconditionError(f"the certificates in {self.files.directory} are missing", "join the cluster again")
         problem = self.lamport.clock_problem()
@@ -141,10 +167,24 @@ class Worker:
             "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
             "sync": sync.SyncService(self._span_source, self.executor),
             "start": self.start_service,
-            "join": JoinService(self.files, self.tokens, uuid=lambda: self.store.get(paths.uuid()), admit=self._admit, executor=self.executor),
+            "join": JoinService(
+                self.files,
+                self.tokens,
+                uuid=lambda: self.store.get(paths.uuid()),
+                admit=self._admit,
+                executor=self.executor,
+            ),
         }
-        self._server = Server("0.0.0.0", self.settings.get("mars_port"), contexts=tls.server_contexts(self.files), identity=self._identity,
-                              services=services, is_member=self._is_member, join_open=self.tokens.any, timing=self._timing())
+        self._server = Server(
+            "0.0.0.0",
+            self.settings.get("mars_port"),
+            contexts=tls.server_contexts(self.files),
+            identity=self._identity,
+            services=services,
+            is_member=self._is_member,
+            join_open=self.tokens.any,
+            timing=self._timing(),
+        )
         await self._server.start()
 
     async def _devices_back(self) -> None:
@@ -163,8 +203,15 @@ class Worker:
         ip = self.store.get(paths.ip(host))
         if not ip:
             raise PreconditionError(f"no address of {host} is known")
-        return await client.connect(host, ip, self.settings.get("mars_port"), service, identity=self._identity(), context=self._context,
-                                    timing=self._timing())
+        return await client.connect(
+            host,
+            ip,
+            self.settings.get("mars_port"),
+            service,
+            identity=self._identity(),
+            context=self._context,
+            timing=self._timing(),
+        )
 
     # ---- who may talk to us ----
 
@@ -179,9 +226,11 @@ class Worker:
         if not paths.is_host(host) or host == self.host:
             raise PreconditionError(f"{host!r} cannot be the name of a new host here", "give the host another name")
         if host in self.exchange.heard and self.exchange.ages().get(host, 1e9) < 30:
-            raise PreconditionError(f"there is a host {host} in the cluster, and it is alive", "give the new host another name")
+            raise PreconditionError(
+                f"there is a host {host} in the cluster, and it is alive", "give the new host another name"
+            )
         where = ip or address.rpartition(":")[0]
-        self.store.put(paths.ip(host), where, durable=True)
+        self.store.put_many([(paths.host_member(host), os.urandom(8).hex()), (paths.ip(host), where)], durable=True)
         return [[e.rel, e.value, e.stamp] for e in self.store.entries()]
 
     def _runner_for(self, resource: str, peer: Peer) -> Runner:
@@ -255,7 +304,11 @@ class Worker:
         limit = self.settings.get("sync_limit") or self.site.view().sync_limit(self.host)
         if not limit:
             return 1
-        running = sum(1 for res, r in self.runners.items() if res != resource and r.consumer is not None and r.consumer.sync.running)
+        running = sum(
+            1
+            for res, r in self.runners.items()
+            if res != resource and r.consumer is not None and r.consumer.sync.running
+        )
         return max(0, limit - running)
 
     # ---- time ----
@@ -287,13 +340,19 @@ class Worker:
 
     def _heartbeat(self, first: bool = False) -> None:
         now = self.lamport.now()
-        items = [(paths.host_actual(self.host, "alive"), "1"),
-                 (paths.host_actual(self.host, "time"), f"{now // 10**9}.{now % 10**9:09d}"), *housekeeping.space(self)]
+        items = [
+            (paths.host_actual(self.host, "alive"), "1"),
+            (paths.host_actual(self.host, "time"), f"{now // 10**9}.{now % 10**9:09d}"),
+            *housekeeping.space(self),
+        ]
         if first:
-            items += [(paths.host_actual(self.host, "tree"), "0.1"), (paths.host_actual(self.host, "features"), "4,5,0x00000000"),
-                      (paths.host_actual(self.host, "usable"), "4,5,0x00000000"),
-                      (paths.host_actual(self.host, "buildtag"), f"marsx{marsx.__version__}"),
-                      (paths.host_actual(self.host, "incarnation"), self._incarnation)]
+            items += [
+                (paths.host_actual(self.host, "tree"), "0.1"),
+                (paths.host_actual(self.host, "features"), "4,5,0x00000000"),
+                (paths.host_actual(self.host, "usable"), "4,5,0x00000000"),
+                (paths.host_actual(self.host, "buildtag"), f"marsx{marsx.__version__}"),
+                (paths.host_actual(self.host, "incarnation"), self._incarnation),
+            ]
         self.store.put_many(items[2:])
         self.store.put_many(items[:2], restamp=True)
 
@@ -308,15 +367,47 @@ class Worker:
             volume = runner.producer.primary.volume if runner.producer else None
             consumer = runner.consumer
             found[name] = {
-                "role": "primary" if runner.producer else "secondary", "trouble": runner.trouble,
-                "state": {k: v.hex() if isinstance(v, bytes) else v for k, v in volume.state.items()} if volume is not None else {},
+                "role": "primary" if runner.producer else "secondary",
+                "trouble": runner.trouble,
+                "state": {k: v.hex() if isinstance(v, bytes) else v for k, v in volume.state.items()}
+                if volume is not None
+                else {},
                 "counters": volume.counters if volume is not None else {},
-                "at": str(consumer.at) if consumer else "", "fetched": str(consumer.copy.at) if consumer and consumer.copy else "",
+                "at": str(consumer.at) if consumer else "",
+                "fetched": str(consumer.copy.at) if consumer and consumer.copy else "",
             }
-        return {"ok": True, "pid": os.getpid(), "host": self.host, "resources": found, "peers": dict(self.exchange.states)}
+        return {
+            "ok": True,
+            "pid": os.getpid(),
+            "version": marsx.__version__,
+            "heard": self.exchange.ages(),
+            "host": self.host,
+            "resources": found,
+            "peers": dict(self.exchange.states),
+        }
 
     async def _token(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
         return {"ok": True, "token": await self.site.blocking(create_token, self.paths, self.host)}
+
+    async def _wait(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
+        """`cluster`: until every other host has been heard of since the request came."""
+        if request.get("condition") != "cluster":
+            raise UsageError(f"there is nothing to wait for by the name {request.get('condition')!r}")
+        since, end = time.monotonic(), time.monotonic() + float(request.get("timeout") or 60)
+        resource, told = str(request.get("resource") or ""), ""
+        while True:
+            view = self.site.view()
+            hosts = set(view.members(resource) if resource else view.hosts) - {self.host}
+            missing = sorted(host for host in hosts if self.exchange.heard.get(host, 0.0) <= since)
+            if not missing:
+                return {"ok": True}
+            text = f"nothing heard of {', '.join(missing)} yet"
+            if time.monotonic() > end:
+                raise TimeoutExpired(f"timed out: {text}", "are these hosts up? see: mars-status")
+            if text != told:
+                told = text
+                progress({"text": text})
+            await asyncio.sleep(0.05)
 
     async def _asked_to_stop(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
         await self._stop(bool(request.get("force")))
@@ -343,7 +434,9 @@ class Worker:
                 self.site.shutting_down = False
                 self._update_runners()
                 await self._revive()
-                await self.site.keeper.call("stop-refused", reason=f"{self.paths.dev_dir}/{runner.resource} is in use by {', '.join(users[:5])}")
+                await self.site.keeper.call(
+                    "stop-refused", reason=f"{self.paths.dev_dir}/{runner.resource} is in use by {', '.join(users[:5])}"
+                )
                 return
         self.store.put(paths.host_actual(self.host, "alive"), "0", restamp=True)
         await asyncio.sleep(0.05)

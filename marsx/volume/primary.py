@@ -17,7 +17,7 @@ import time
 
 from marsx._ext import marslog, marsreplay
 from marsx.base.errors import MarsError
-from marsx.base.position import LogPos
+from marsx.base.position import LogPos, log_name
 from marsx.log import record, writer
 from marsx.log.record import FileHeader
 from marsx.volume import recovery
@@ -44,6 +44,7 @@ class Primary:
         self._stopping = False
         self._drain = threading.Event()
         self._drained = threading.Event()
+        self._ended = False                                 # the write-back thread is no more
         self._closed = False
 
     # ---- start ----
@@ -54,7 +55,8 @@ class Primary:
         logs = [] if first else recovery.recover(self.env, at, at_digest, known_durable, uniques=same_device)
         try:
             while not self._build(logs, at):
-                at = self._bring_forward(logs, at)
+                at, old, logs = self._bring_forward(logs), logs, []
+                recovery.close_all(old)
                 logs = recovery.recover(self.env, at, "", known_durable, uniques=same_device)
         except BaseException:
             recovery.close_all([log for log in logs if log.fd not in self._fds.values()])
@@ -89,13 +91,12 @@ class Primary:
                 return False
         return True
 
-    def _bring_forward(self, logs: list[recovery.Recovered], at: LogPos) -> LogPos:
+    def _bring_forward(self, logs: list[recovery.Recovered]) -> LogPos:
         """The index cannot hold the backlog: write the oldest log's windows to the disk before serving."""
         log = logs[0] if logs[0].end > logs[0].start or len(logs) == 1 else logs[1]
         cursor = marsreplay.Cursor(log.header.pack(), log.start, bytes.fromhex(log.start_digest))
         window = marsreplay.Window(self.env.window_bytes)
         done = apply_windows(self.env, window, log.fd, log.header, cursor, log.end, self.disk_fd, max_windows=16)
-        recovery.close_all(logs)
         return done
 
     def _start_log(self, nr: int, pred: LogPos | None, pred_digest: str, *, fresh: bool) -> None:
@@ -140,6 +141,8 @@ class Primary:
         except (OSError, ValueError, MarsError) as err:
             self.error = f"write-back stopped: {err}"
             self.env.on_trouble(self.error)
+        finally:
+            self._ended = True
             self._drained.set()
 
     def _write_back(self, window: marsreplay.Window) -> None:
@@ -163,12 +166,33 @@ class Primary:
         return self._headers[nr].producer
 
     def rotate(self) -> LogPos:
-        """Log N ends, log N+1 begins; writers wait for two syncs. Returns the end of N. Blocks."""
+        """Log N ends, log N+1 begins; writers wait for two syncs. Returns the end of N. Blocks. An error leaves log N as it is and goes on
+        in it, unless N+1 is there already: then writers wait, because N+1 says where N ends (rule 4)."""
+        assert self.header is not None
         with self._rotate_lock:
+            old = os.dup(self._fds[self.header.nr])         # write-back may close the log as soon as the next one begins
+            try:
+                end = self._change_log()
+                writer.end_log(old, end.pos, end.log)
+                return end
+            finally:
+                os.close(old)
+
+    def _change_log(self) -> LogPos:
+        assert self.volume is not None and self.header is not None
+        old, following = self.header, log_name(self.header.nr + 1, self.env.host)
+        try:
             end, digest = self._freeze()
-            assert self.header is not None
-            self._start_log(end.nr + 1, end, digest, fresh=False)
-            return end
+            self._start_log(old.nr + 1, end, digest, fresh=False)
+        except BaseException:
+            if self.header is old:
+                if not os.path.lexists(os.path.join(self.env.directory, following)):
+                    self.volume.thaw()
+                else:
+                    self.error = f"{following} was made but is not known to be durable: writers wait until marsd is restarted"
+                    self.env.on_trouble(self.error)
+            raise
+        return end
 
     def _freeze(self) -> tuple[LogPos, str]:
         assert self.volume is not None and self.header is not None
@@ -179,10 +203,13 @@ class Primary:
 
     def drain(self, timeout: float) -> bool:
         """Write everything back that is durable; True when nothing is left. Blocks."""
+        assert self.volume is not None
         self._drained.clear()
         self._drain.set()
         try:
-            return self._drained.wait(timeout) and not self.error
+            if self._ended:                                 # looked at after clear(): the thread sets both, in this order
+                return False
+            return self._drained.wait(timeout) and not self._ended
         finally:
             self._drain.clear()
 

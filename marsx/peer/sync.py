@@ -1,0 +1,455 @@
+"""Full sync: a target compares its data device with the source's contents and takes over what differs, while the log
+goes on being fetched and replayed.
+
+    target                                                    source
+    SYNC_OPEN {resource, fetched, [syncpos]}              ->  do these points lie in my own history?
+                                                          <-  SYNC_ACCEPT {size}  or  SYNC_REFUSE {reason, text, restart}
+    SYNC_DIGESTS {id, F, block, ranges}                   ->
+                                                          <-  SYNC_ANSWER {id, L} digests, 16 bytes a block
+    SYNC_DATA {id, F, ranges}                             ->
+                                                          <-  SYNC_ANSWER {id, L, [zero]} contents but for the zero runs
+
+F is what the target had fetched when it sent the request, L a durable position of the source at which everything in the
+answer is part of the history, with its digest. A span is compared by digests of chunks (64 KiB), what differs by digests
+of blocks (4 KiB), and only differing blocks travel; zeros never do. Where nearly all differs, the digests are left out.
+
+Invariants (rules 13 to 16):
+    source  L >= what had been accepted after the contents were read; an answer leaves only when L is durable
+            an answer with L < F is never given
+    target  replay stays at or below the smallest F of all requests whose contents may still be written ("bound"); a
+            bound is in force before its request is sent, and ends only when its writes have ended, or with the run
+            syncpos >= L, durable, before anything of that answer is written or counted as equal
+            syncstatus: the contiguous prefix that is counted, published after a flush that was begun behind it
+            an answer is matched by id and link; a run that ends with questions open ends the link
+    neither coroutine returns, also when cancelled, while a call of its source or sink still runs
+
+The methods of SpanSource and SpanSink that block run in the executor that is passed in, those marked "loop" do not block.
+"""
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from marsx._ext import marscmp
+from marsx._ext.marscmp import AlignedBuffer, read_span, write_span
+from marsx.base.errors import MarsError
+from marsx.base.position import NAME_MAX, POS_MAX, LogPos
+from marsx.log.chain import Point
+from marsx.peer import wire
+from marsx.peer.fetch import run_blocking
+from marsx.peer.link import Link
+from marsx.peer.server import Peer
+from marsx.peer.wire import PeerError, Reason, Type
+
+__all__ = ["SERVICE", "AlignedBuffer", "Detail", "Pace", "Progress", "Refused", "Resume", "Shape", "SpanSink", "SpanSource",
+           "SyncRestart", "SyncService", "read_span", "sync_resource", "where_to_resume", "write_span"]
+
+class _Buffers:
+    """A few aligned buffers, made when they are needed."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._size = size
+        self._free: list[AlignedBuffer] = []
+        self._slots = asyncio.Semaphore(count)
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[memoryview]:
+        """For the time of one call in the executor."""
+        async with self._slots:
+            buf = self._free.pop() if self._free else AlignedBuffer(self._size)
+            yield memoryview(buf)
+            self._free.append(buf)
+
+
+async def _in_group(body: Callable[[asyncio.TaskGroup], Coroutine[Any, Any, _T]]) -> _T:
+    """Run `body` with a group of tasks; all have ended when it returns. Of many errors the first counts."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            return await body(tasks)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+async def _to_the_end(work: Awaitable[None]) -> None:
+    """Wait for it, however often we are cancelled meanwhile (the caller is on his way out already)."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    task.result()
+
+
+# -- source -----------------------------------------------------------------------------------------------------------
+
+class SyncService:
+    """The `sync` service for `server.Server`. `source_for(resource, peer)` gives a new SpanSource, or raises MarsError
+    (unknown resource, peer is no member of it, not primary here). `executor` runs what blocks."""
+
+    def __init__(self, source_for: Callable[[str, Peer], SpanSource],
+                 executor: concurrent.futures.Executor | None = None) -> None:
+        self._source_for = source_for
+        self._executor = executor
+
+    async def __call__(self, link: Link, peer: Peer) -> None:
+        source: SpanSource | None = None
+        try:
+            opened = wire.expect(await link.recv(link.timing.io_timeout), Type.SYNC_OPEN).header
+            fetched = take_point(opened, "fetched")
+            syncpos = take_point(opened, "syncpos") if "syncpos" in opened else None
+            source = self._source_for(wire.take_text(opened, "resource", NAME_MAX), peer)
+            refused = await run_blocking(self._executor, source.check, fetched, syncpos)
+            if refused is not None:
+                await link.send(Type.SYNC_REFUSE, {"reason": refused.reason, "text": refused.text[:500],
+                                                   "restart": refused.restart})
+                return
+            serving = _Serving(link, source, self._executor)
+            await link.send(Type.SYNC_ACCEPT, {"size": serving.size})
+            await _in_group(serving.run)
+        except PeerError as error:
+            if error.reason is not Reason.CLOSED:
+                raise
+        finally:
+            if source is not None:
+                await _to_the_end(source.close())
+
+
+class _Serving:
+    """One accepted link at its source."""
+
+    def __init__(self, link: Link, source: SpanSource, executor: concurrent.futures.Executor | None) -> None:
+        self.size = source.size
+        self._link = link
+        self._source = source
+        self._executor = executor
+        self._slots = asyncio.Semaphore(SLOTS)
+        self._buffers = _Buffers(BUFFERS, SPAN_MAX)
+        self._zeros = AlignedBuffer(SPAN_MAX)
+
+    async def run(self, tasks: asyncio.TaskGroup) -> None:
+        """Answer until the link ends."""
+        while True:
+            frame = wire.expect(await self._link.recv(), Type.SYNC_DIGESTS, Type.SYNC_DATA)
+            request = Request.parse(frame, self.size)
+            await self._slots.acquire()
+            tasks.create_task(self._answer(request))
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            async with self._buffers.one() as buf:
+                body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
+            point = await self._source.durable(seen)
+            check_not_before(point.at, request.fetched)
+            header: dict[str, Any] = {"id": request.number, **point_fields(point)}
+            if zero:
+                header["zero"] = flatten(zero)
+            await self._link.send(Type.SYNC_ANSWER, header, body)
+        finally:
+            self._slots.release()
+
+    def _work(self, request: Request, buf: memoryview) -> tuple[bytes, Ranges, int]:
+        """(body, runs of zero chunks, what must be durable before this may leave). In the executor."""
+        view = self._contents(request.ranges, buf)
+        seen = self._source.appended()  # rule 13: asked for after the read
+        if request.block:
+            return marscmp.digests(view, request.block), [], seen
+        chunk = Shape.chunk
+        data = marscmp.compare(view, memoryview(self._zeros)[:len(view)], chunk)
+        zero, at = [], 0
+        for first, count in [*data, (-(-len(view) // chunk), 0)]:
+            if first > at:
+                zero.append((at, first - at))
+            at = first + count
+        return b"".join([view[first * chunk:(first + count) * chunk] for first, count in data]), zero, seen
+
+    def _contents(self, ranges: Ranges, buf: memoryview) -> memoryview:
+        """The contents of all ranges, one behind the other: with one read where they are close together."""
+        first = ranges[0][0]
+        hull = ranges[-1][0] + ranges[-1][1] - first
+        total = total_of(ranges)
+        if len(ranges) > 1 and hull <= min(len(buf), 4 * total):
+            self._source.read(first, buf[:hull])
+            return memoryview(b"".join([buf[offset - first:offset - first + length] for offset, length in ranges]))
+        at = 0
+        for offset, length in ranges:
+            self._source.read(offset, buf[at:at + length])
+            at += length
+        return buf[:total]
+
+
+# -- target -----------------------------------------------------------------------------------------------------------
+
+class _Asked:
+    """One request that is out."""
+
+    def __init__(self, fetched: LogPos, sent: float) -> None:
+        self.fetched = fetched
+        self.sent = sent
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    async def answer(self, timeout: float) -> tuple[Answer, float]:
+        """The answer and how long it took."""
+        try:
+            async with asyncio.timeout(timeout):
+                got = await self.future
+        except TimeoutError:
+            raise PeerError(Reason.TIMEOUT, f"a sync request was not answered within {timeout:g} s") from None
+        check_not_before(got.point.at, self.fetched)
+        return got, asyncio.get_running_loop().time() - self.sent
+
+
+async def sync_resource(link: Link, resource: str, sink: SpanSink, *,
+                        executor: concurrent.futures.Executor | None = None, fast: Callable[[], bool] = lambda: True,
+                        progress: Callable[[Progress], None] | None = None, answer_timeout: float = ANSWER_TIMEOUT,
+                        shape: Shape | None = None) -> None:
+    """Sync from `sink.resume()` to the end; returns when syncstatus = size is durable. Cancel it to pause.
+
+    Raises SyncRestart (see there), PeerError (what the source says to our points, or how the connection ended), or what
+    the sink raised. `fast` False: copy without comparing (tunable do_fast_fullsync). The link is for one run; the
+    caller closes it, but for a run that ends with questions open."""
+    await _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape()).run(resource)
+
+
+class _Sync:
+    """One run at its target."""
+
+    def __init__(self, link: Link, sink: SpanSink, executor: concurrent.futures.Executor | None,
+                 fast: Callable[[], bool], progress: Callable[[Progress], None] | None, answer_timeout: float,
+                 shape: Shape) -> None:
+        self._link = link
+        self._sink = sink
+        self._executor = executor
+        self._fast = fast
+        self._tell = progress
+        self._answer_timeout = answer_timeout
+        self._shape = shape
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, _Asked] = {}
+        self._bounds: dict[int, LogPos] = {}
+        self._in_force: LogPos | None = None
+        self._last: Point | None = None
+        self._compare_pace = Pace(4 * shape.span, 2 * shape.span, 32 * shape.span)
+        self._copy_pace = Pace(4 * shape.piece, shape.piece, 64 * shape.piece)
+        self._detail = Detail()
+        self._buffers = _Buffers(BUFFERS, shape.span)
+        self._much = asyncio.Event()
+
+    async def run(self, resource: str) -> None:
+        """See sync_resource."""
+        size = await self._open(resource)
+        try:
+            await _in_group(self._all)
+            if self._prefix.end != size:
+                raise AssertionError(f"sync ended at {self._prefix.end} of {size}")
+            await self._save(last=True)
+        finally:
+            # Rule 15: all our tasks have ended, so no write is in flight; what still comes must find nobody.
+            if self._asked:
+                self._link.abort(Reason.CLOSED, "the sync has ended here")
+            if self._in_force is not None:
+                self._sink.set_bound(None)
+
+    async def _open(self, resource: str) -> int:
+        resume = self._sink.resume()
+        header: dict[str, Any] = {"resource": resource, "fetched": point_fields(self._sink.fetched())}
+        if resume.offset and resume.syncpos is not None and not resume.proven:
+            header["syncpos"] = point_fields(resume.syncpos)
+        await self._link.send(Type.SYNC_OPEN, header)
+        answer = wire.expect(await self._link.recv(self._link.timing.io_timeout), Type.SYNC_ACCEPT, Type.SYNC_REFUSE)
+        if answer.type is Type.SYNC_REFUSE:
+            reason, text = wire.parse_reason(answer.header)
+            kind = SyncRestart if answer.header.get("restart") is True else PeerError
+            raise kind(reason, f"{self._link.who}: {text}")
+        size = wire.take_int(answer.header, "size", SECTOR, POS_MAX)
+        if size > self._sink.capacity or size % SECTOR:
+            raise MarsError(f"{self._link.who} has {size} bytes, the data device here only {self._sink.capacity}",
+                            "give the resource a data device that is at least as large as that of the primary")
+        start = min(resume.offset, size)
+        self._prefix = Prefix(start - start % self._shape.block)
+        self._saved = self._prefix.end
+        self._high = HighWater(resume.syncpos if resume.offset else None,
+                                lambda point: run_blocking(self._executor, self._sink.put_syncpos, point))
+        self._progress = Progress(size, self._prefix.end)
+        return size
+
+    async def _all(self, tasks: asyncio.TaskGroup) -> None:
+        """All spans, beside those who take the answers and save the progress."""
+        helpers = [tasks.create_task(self._take_answers()), tasks.create_task(self._save_now_and_then())]
+        await _in_group(self._walk)
+        for helper in helpers:
+            helper.cancel()
+
+    async def _walk(self, tasks: asyncio.TaskGroup) -> None:
+        for offset in range(self._prefix.end, self._progress.size, self._shape.span):
+            length = min(self._shape.span, self._progress.size - offset)
+            await self._compare_pace.enter(length)
+            tasks.create_task(self._span(offset, length))
+
+    # One span: compared, what differs fetched and written, counted
+
+    async def _span(self, offset: int, length: int) -> None:
+        ranges = [(offset, length)]
+        level = self._detail.choose() if self._fast() else Detail.COPY
+        if level != Detail.COPY:
+            ranges = await self._compare(ranges, self._shape.chunk, pace=self._compare_pace)
+            in_chunks = total_of(ranges)
+            if ranges and level == Detail.BLOCKS:
+                ranges = await self._compare(ranges, self._shape.block)
+            self._detail.saw(length, in_chunks, total_of(ranges) if level == Detail.BLOCKS else None)
+        pieces = list(cut_ranges(ranges, self._shape.piece))
+        if len(pieces) == 1:
+            await self._copy(pieces[0])
+        elif pieces:
+            await _in_group(lambda tasks: self._copy_all(pieces, tasks))
+        self._compare_pace.leave(length)
+        self._prefix.add(offset, length)
+        if self._prefix.end - self._saved >= SAVE_BYTES:
+            self._much.set()
+        self._report(done=self._prefix.end)
+
+    async def _compare(self, ranges: Ranges, block: int, pace: Pace | None = None) -> Ranges:
+        """Ranges whose contents must be fetched. Zeros need not: they are written at once."""
+        async with self._ask(Type.SYNC_DIGESTS, ranges, {"block": block}) as asked:
+            mine = await self._call(self._own_digests, ranges, block)
+            answer, took = await asked.answer(self._answer_timeout)
+            if len(answer.body) != len(mine):
+                raise wire.WireError(f"{len(answer.body)} bytes of digests came where {len(mine)} are due")
+            await self._high.reach(answer.point)
+            data, zero = marscmp.differ_split(mine, answer.body)
+            if zero:
+                await self._write([], place_runs(ranges, block, zero), answer.body)
+        if pace is not None:
+            pace.answered(total_of(ranges), took)
+        return place_runs(ranges, block, data)
+
+    async def _copy_all(self, pieces: list[Ranges], tasks: asyncio.TaskGroup) -> None:
+        for piece in pieces:
+            tasks.create_task(self._copy(piece))
+
+    async def _copy(self, ranges: Ranges) -> None:
+        """Fetch and write, whatever is here."""
+        amount = total_of(ranges)
+        await self._copy_pace.enter(amount)
+        async with self._ask(Type.SYNC_DATA, ranges, {}) as asked:
+            answer, took = await asked.answer(self._answer_timeout)
+            data, zero = split_zeros(ranges, answer)
+            await self._high.reach(answer.point)
+            await self._write(data, zero, answer.body)
+        self._copy_pace.leave(amount)
+        self._copy_pace.answered(amount, took)
+        self._report(received=self._progress.received + len(answer.body))
+
+    async def _write(self, data: Ranges, zero: Ranges, body: memoryview) -> None:
+        await self._call(self._write_ranges, data, zero, body)
+        self._report(written=self._progress.written + total_of(data) + total_of(zero))
+
+    # In the executor
+
+    def _own_digests(self, ranges: Ranges, block: int, buf: memoryview) -> bytes:
+        at = 0
+        for offset, length in ranges:
+            self._sink.read(offset, buf[at:at + length])
+            at += length
+        return marscmp.digests(buf[:at], block)
+
+    def _write_ranges(self, data: Ranges, zero: Ranges, body: memoryview, buf: memoryview) -> None:
+        for offset, length in zero:
+            self._sink.write_zeros(offset, length)
+        if data:
+            buf[:len(body)] = body  # the device wants it aligned
+        at = 0
+        for offset, length in data:
+            self._sink.write(offset, buf[at:at + length])
+            at += length
+
+    async def _call(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        async with self._buffers.one() as buf:
+            return await run_blocking(self._executor, work, *arguments, buf)
+
+    # Requests, their bounds, and their answers
+
+    @contextlib.asynccontextmanager
+    async def _ask(self, kind: Type, ranges: Ranges, more: dict[str, Any]) -> AsyncIterator[_Asked]:
+        """A request; its bound is in force until the block is left in good order, else until the run has ended."""
+        number = next(self._numbers)
+        fetched = self._hold(number)
+        asked = self._asked[number] = _Asked(fetched, asyncio.get_running_loop().time())
+        self._report(requests=number)
+        await self._link.send(kind, {"id": number, **at_fields(fetched), **more, "ranges": flatten(ranges)})
+        yield asked
+        self._release(number)
+
+    def _hold(self, number: int) -> LogPos:
+        """What is fetched now, as a bound that is in force. Nothing is awaited between here and the sending."""
+        fetched = self._sink.fetched().at
+        if self._in_force is None:
+            while not self._sink.set_bound(fetched):
+                before, fetched = fetched, self._sink.fetched().at
+                if fetched <= before:
+                    raise MarsError(f"replay is beyond {fetched}, up to which the log is fetched",
+                                    "this is an error in marsd; the sync stops, no data were changed")
+            self._in_force = fetched
+        if fetched < self._in_force:
+            raise MarsError(f"the local log has gone back from {self._in_force} to {fetched}",
+                            "the sync begins anew when the log is sound again")
+        self._bounds[number] = fetched
+        return fetched
+
+    def _release(self, number: int) -> None:
+        del self._bounds[number]
+        lowest = min(self._bounds.values(), default=None)
+        if lowest is None or lowest != self._in_force:
+            self._in_force = lowest
+            self._sink.set_bound(lowest)
+
+    async def _take_answers(self) -> None:
+        while True:
+            frame = wire.expect(await self._link.recv(), Type.SYNC_ANSWER)
+            asked = self._asked.pop(wire.take_int(frame.header, "id", 1, 2**53), None)
+            if asked is None:
+                raise wire.WireError("an answer came that nobody waits for")
+            point = take_point(frame.header, "")
+            self._check_history(point)
+            if not asked.future.done():
+                asked.future.set_result(Answer(point, frame.header, frame.body))
+
+    def _check_history(self, point: Point) -> None:
+        """The positions of one source are points of one history, in its order."""
+        last, self._last = self._last, point
+        if point.is_hole or (last is not None and (
+                point.at < last.at or (point.at.nr == last.at.nr and point.at.producer != last.at.producer)
+                or (point.at == last.at and point.digest != last.digest))):
+            raise wire.WireError(f"position {point.at} cannot follow {last.at if last else 'nothing'}")
+
+    # Progress
+
+    async def _save_now_and_then(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SAVE_SECONDS):
+                    await self._much.wait()
+            self._much.clear()
+            if self._prefix.end > self._saved:
+                await self._save()
+
+    async def _save(self, last: bool = False) -> None:
+        """syncstatus := what is counted now, after a flush. Equal spans need the flush as well: an earlier run may have
+        written them and died, and reading shows what is in the device's cache."""
+        end = self._prefix.end
+        await run_blocking(self._executor, self._sink.flush)
+        await run_blocking(self._executor, self._sink.put_syncstatus, end, last)
+        self._saved = end
+
+    def _report(self, **changed: int) -> None:
+        self._progress = replace(self._progress, **changed)
+        if self._tell is not None:
+            self._tell(self._progress)
+
+

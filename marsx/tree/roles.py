@@ -1,0 +1,49 @@
+"""Who may append the next log of a resource (rule 18). Pure; planner, marsadm and displays ask here.
+
+The producer of the newest log N holds the right. He passes it on by his fact `granted` = (host, end of N, digest);
+the holder may pass it on again in the same way. Grants for other logs than N are used up. Of the grants for N the
+chain is followed along rising stamps: a grant is always written after the one that it follows was seen, so a right
+that came back is told from one that was given away.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from marsx.tree import paths
+from marsx.tree.view import Mark, View
+
+
+class Right(NamedTuple):
+    """`host` may append after log `nr` of `producer`, whose end is `mark` (None: the producer himself holds it and
+    knows)."""
+
+    host: str
+    nr: int
+    producer: str
+    mark: Mark | None
+
+
+def newest_log(view: View, resource: str) -> tuple[int, str]:
+    """(number, producer) of the newest log that any version link knows; (0, "") if none. An empty log counts: its
+    producer took the right."""
+    best = (0, "")
+    for host, links in view.version_texts(resource).items():
+        for nr in links:
+            version = view.version(resource, host, nr)
+            if version is not None and version.end.pos.nr > best[0]:
+                best = (version.end.pos.nr, version.end.pos.producer)
+    return best
+
+
+def right_holder(view: View, resource: str) -> Right | None:
+    """Who holds the right now; None if no log is known."""
+    nr, producer = newest_log(view, resource)
+    if not nr:
+        return None
+    holder, mark, stamp = producer, None, 0
+    while True:
+        grant = view.granted(resource, holder)
+        given = view.stamp(paths.granted(resource, holder))
+        if grant is None or not grant.host or given <= stamp or (grant.mark.pos.nr, grant.mark.pos.producer) != (nr, producer):
+            return Right(holder, nr, producer, mark)
+        holder, mark, stamp = grant.host, grant.mark, given
