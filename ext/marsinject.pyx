@@ -276,7 +276,7 @@ cdef class Injector:
         threads at a time; a FLUSH behind each `flush_every` writes. Answers are only counted. Returns (nanoseconds, errors)."""
         cdef Slot *s = &slots[self.slot]
         cdef uint8_t *data = NULL
-        cdef uint64_t x = seed * 0x9E3779B97F4A7C15 + 1, start, i, k, failed, took
+        cdef uint64_t x = (seed + 1) * <uint64_t>0x9E3779B97F4A7C15 | 1, start, i, k, failed, took
         cdef uint64_t blocks = self.volume.device_size // block if block else 0
         cdef mars_req r
         cdef int rc
@@ -285,7 +285,7 @@ cdef class Injector:
         if posix_memalign(<void **>&data, 4096, MAX) != 0:
             raise MemoryError()
         with nogil:
-            for k in range(block // 8):
+            for k in range(<uint64_t>(block // 8)):
                 (<uint64_t *>data)[k] = next_random(&x)
             failed = s.failed
             start = now_ns()

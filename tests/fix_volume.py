@@ -99,6 +99,7 @@ class Rig:
         self.header = new_header(1, size)
         self.fds = {1: writer.create_log(str(directory), self.header)}
         self.volume = marslog.Volume(self.disk.fd, size, 512, ring, index)
+        self.volume.allocate_step = MIB                 # read_groups reads all of a file
         self.volume.start(self.fds[1], self.header.pack(), BLOCK)
         self.injector = marsinject.Injector(self.volume)
         self.window = marsreplay.Window(4 * MIB)

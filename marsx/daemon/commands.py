@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from marsx.base import disk
 from marsx.base.errors import MarsError, NotFoundError, PreconditionError, TimeoutExpired, UsageError
 from marsx.base.position import LogPos
+from marsx.daemon import replica
 from marsx.daemon.housekeeping import delete_logs
 from marsx.daemon.resource import Runner
 from marsx.peer import wire
@@ -106,20 +107,6 @@ async def _until(worker: Worker, runner: Runner, done: Callable[[], bool], what:
         await asyncio.sleep(0.02)
 
 
-async def start_position(worker: Worker, resource: str) -> LogPos:
-    """Ask the primary where a new replica begins; it keeps its logs from there on (rule 16)."""
-    primary = worker.site.view().designated(resource)
-    if not primary or primary == worker.site.host:
-        raise PreconditionError(f"{resource}: no other host is designated primary", f"see: marsadm view {resource}")
-    link, _ = await worker.site.dial(primary, "start")
-    try:
-        await link.send(Type.START_ASK, {"resource": resource})
-        answer = wire.expect(await link.recv(link.timing.io_timeout), Type.START_GRANT)
-        return LogPos(wire.take_nr(answer.header), wire.take_host(answer.header, "producer"), 0)
-    finally:
-        await link.close()
-
-
 class StartService:
     """The `start` service: the beginning of the newest log, pinned until the asker's replay link shows that it has
     it."""
@@ -164,14 +151,14 @@ async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> 
                 f"{path} has logical blocks of {block} bytes, the resource of {view.block_size(resource)}",
                 "take a device with the same block size",
             )
-        at = await start_position(worker, resource)
+        at = await replica.start_position(worker.site, resource)
     except BaseException:
         await site.keeper.call("disk-close", path=path)
         raise
     site.store.put_many(
         [
             *_member_links(resource, site.host, path),
-            *_fresh_replica(worker, resource, at),
+            *replica.fresh_facts(worker.site, resource, at),
             (paths.actual(resource, site.host, "is-primary"), "0"),
             (paths.actual(resource, site.host, "if-on"), "0"),
         ],
@@ -182,48 +169,18 @@ async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> 
     return {"ok": True, "start": str(at)}
 
 
-def _fresh_replica(worker: Worker, resource: str, at: LogPos) -> list[tuple[str, str]]:
-    """Facts of a replica that knows nothing yet."""
-    host = worker.site.host
-    gone = [
-        (paths.version(resource, nr, host), ".deleted") for nr in worker.site.view().version_numbers(resource, host)
-    ]
-    if worker.site.store.get(paths.syncpos(resource, host)):
-        gone.append((paths.syncpos(resource, host), ".deleted"))
-    return [(paths.syncstatus(resource, host), "0"), *gone, (paths.replay(resource, host), f"{at},0")]
-
-
 async def invalidate(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
     """Throw this replica away and sync it anew (facts 5.6). Own logs that nobody else may have are set aside, not
     deleted."""
     runner = _member(worker, resource)
     if runner.producer is not None or worker.site.view().designated(resource) == worker.site.host:
         raise PreconditionError(f"{resource}: this host is the primary", "only a secondary can be invalidated")
-    at = await start_position(worker, resource)
+    at = await replica.start_position(worker.site, resource)
     async with runner.exclusive():
-        await runner._stop_consumer()
-        runner.trouble = ""
-        runner.publisher.drop_hint()
-        _set_logs_aside(worker, resource)
-        worker.site.store.put_many(_fresh_replica(worker, resource, at), durable=True)
-        for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync"):
-            worker.site.say(resource, key, "")
+        await runner.begin_anew(at)
         for switch in SWITCHES:
             worker.site.store.put(paths.todo(resource, worker.site.host, switch), "1")
     return {"ok": True, "start": str(at)}
-
-
-def _set_logs_aside(worker: Worker, resource: str) -> None:
-    root = worker.site.store.root
-    directory = os.path.join(root, paths.resource_dir(resource))
-    aside = os.path.join(root, paths.local_dir(worker.site.host), f"aside-{resource}", str(time.time_ns()))
-    for log in worker.site.store.log_files(resource):
-        path = os.path.join(directory, paths.log(resource, log.nr, log.producer).rpartition("/")[2])
-        if log.producer == worker.site.host:
-            os.makedirs(aside, mode=0o700, exist_ok=True)
-            os.rename(path, os.path.join(aside, os.path.basename(path)))
-        else:
-            os.unlink(path)
 
 
 async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -269,9 +226,9 @@ async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) ->
             f"{resource}: this host is the primary", "marsadm primary on another host, or marsadm secondary here"
         )
     async with runner.exclusive():
-        await runner._stop_consumer()
+        await runner.stop_consumer()
         if runner.disk_fd >= 0:
-            await runner._detach()
+            await runner.detach()
         member = site.store.get(paths.member(resource, host))
         for switch in (*SWITCHES, "want-primary", "emergency-limit"):
             site.store.delete(paths.todo(resource, host, switch))
@@ -283,7 +240,7 @@ async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) ->
             site.store.put(paths.removed(resource, host), member)
         site.store.delete(paths.member(resource, host), durable=True)
         runner.publisher.drop_hint()
-        _set_logs_aside(worker, resource)
+        replica.set_logs_aside(worker.site, resource)
         with contextlib.suppress(OSError):
             shutil.rmtree(os.path.join(site.store.root, paths.local_dir(host), f"aside-{resource}"))
     await worker.drop_runner(resource)

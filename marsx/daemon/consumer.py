@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from marsx.base import messages
 from marsx.base.errors import MarsError, NotFoundError
@@ -18,10 +19,12 @@ from marsx.daemon import logcopy
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import End, Pins
 from marsx.daemon.site import Site
+from marsx.daemon.spans import ReplayBound
 from marsx.log import reader
 from marsx.peer.fetch import fetch_logs
 from marsx.peer.wire import PeerError, Reason
 from marsx.tree import paths
+from marsx.tree.paths import DELETED
 from marsx.volume import recovery
 from marsx.volume.env import Env
 from marsx.volume.replay import Replayer
@@ -41,16 +44,22 @@ class Activity:
     def running(self) -> bool:
         return self._task is not None and not self._task.done()
 
-    def start(self, key: str, coroutine, name: str) -> None:  # type: ignore[no-untyped-def]
+    def start(self, key: str, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         self.key = key
         self._task = asyncio.create_task(coroutine, name=name)
+        self._task.add_done_callback(_report)
 
     async def stop(self) -> None:
         task, self._task, self.key = self._task, None, ""
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, MarsError, OSError):
-                await task
+            await asyncio.wait([task])
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """An activity ends by itself or is cancelled; anything else is a bug that must be seen."""
+    if not task.cancelled() and task.exception() is not None:
+        LOG.error("%s ended with an unexpected error", task.get_name(), exc_info=task.exception())
 
 
 class Consumer:
@@ -74,6 +83,7 @@ class Consumer:
         self.copy: logcopy.LogCopy | None = None
         self.end: End | None = None
         self.replayer: Replayer | None = None
+        self.bound = ReplayBound()
         self.trouble = ""
         self.missing_log = False
         self.progress: dict[str, float] = {}
@@ -83,23 +93,31 @@ class Consumer:
 
     async def recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> None:
         """What do the disk and the local logs hold?"""
-        self.copy, self.digest = await self.site.blocking(self._recover, at, digest, known)
-        self.at = at
+        self.copy, self.at, self.digest = await self.site.blocking(self._recover, at, digest, known)
         self.end = End(self.copy.at)
 
-    def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, str]:
+    def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, LogPos, str]:
         try:
             logs = recovery.recover(self.env, at, digest, known)
         except NotFoundError:
             if at.pos == 0 and not any(entry.nr >= at.nr for entry in reader.list_logs(self.env.directory)):
-                return logcopy.nothing_yet(self.env, at, self._fetched_in_thread), ""
+                return logcopy.nothing_yet(self.env, at, self._fetched_in_thread), at, ""
             raise
         recovery.close_all(logs)
-        first = logs[0]
-        digest = first.start_digest if (first.header.nr, first.header.producer) == (at.nr, at.producer) else digest
+        first, last = logs[0], logs[-1]
+        if last.end == 0 and last.header.producer == self.site.host and recovery.withdraw_empty(self.env, last.header):
+            pred = last.header.pred
+            assert pred is not None
+            self.publisher.put([(paths.version(self.resource, last.header.nr, self.site.host), DELETED)])
+            if at.nr == last.header.nr:
+                at, digest = pred, last.header.pred_digest
+                self.publisher.replayed(at, digest)
+            return self._recover(at, digest, known)
+        if (first.header.nr, first.header.producer) == (at.nr, at.producer):
+            digest = first.start_digest
         copy = logcopy.from_recovered(self.env, logs, self._fetched_in_thread)
         copy.publish()
-        return copy, digest
+        return copy, at, digest
 
     # ---- replay ----
 
@@ -111,6 +129,7 @@ class Consumer:
         assert self.at is not None and self.copy is not None
         self.replayer = Replayer(self.env, self.disk_fd, self.at, self.digest, self._replayed_in_thread)
         self.replayer.advance(self.copy.at)
+        self.bound.attach(self.replayer)
         self._thread = self.site.thread(f"replay-{self.resource}", self._replay_body)
 
     def _replay_body(self) -> None:
@@ -129,6 +148,7 @@ class Consumer:
         if self.replayer is not None and self._thread is not None:
             self.replayer.request_stop()
             await self.site.join([self._thread])
+            self.bound.detach()
             self.at, self.digest = self.replayer.at, self.replayer.digest
             self.trouble = self.replayer.error or self.trouble
         self.replayer, self._thread = None, None

@@ -18,6 +18,7 @@ from marsx.base import durable
 from marsx.base.errors import DamagedError, MarsError
 from marsx.base.position import LogPos
 from marsx.log import reader, record, writer
+from marsx.log.chain import Point
 from marsx.log.record import BLOCK, FileHeader
 from marsx.peer.fetch import Fed, Start
 from marsx.volume.env import Env, previous_point
@@ -146,6 +147,12 @@ class LogCopy:
         self._published = now
         if self.header is not None:
             self.env.facts.version(self.at, self.digest, previous_point(self.header.pred, self.header.pred_digest))
+
+    @property
+    def point(self) -> Point:
+        """Where the verified history ends, with the digest there (zeros: nothing of that log is here yet)."""
+        with self._lock:
+            return Point(self.digest, self.at)
 
     def publish(self) -> None:
         """The version link as it is now."""

@@ -17,6 +17,7 @@ from marsx.base.position import LogPos
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import End, Pins
 from marsx.daemon.site import Site
+from marsx.daemon.spans import SpanGate
 from marsx.device import serve
 from marsx.tree import paths
 from marsx.volume import recovery
@@ -41,6 +42,7 @@ class Producer:
         self.primary = Primary(env, disk_fd, self.event_fd)
         self.pins = Pins()
         self.end: End | None = None
+        self.gate: SpanGate | None = None
         self.frontend: serve.Frontend | None = None
         self.device = False  # the block device exists
         self._threads: list[threading.Thread] = []
@@ -60,6 +62,7 @@ class Producer:
         volume, header = self.primary.volume, self.primary.header
         assert volume is not None and header is not None
         self.end = End(header.start)
+        self.gate = SpanGate(self.primary, self.end, self.site.executor)
         self.site.loop.add_reader(self.event_fd, self._moved)
         self._threads = [
             self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
@@ -127,7 +130,8 @@ class Producer:
         text = ""
         if state["failed"]:
             what = FAILURES.get(state["fail_where"], "the volume")
-            text = f"{what} failed: {os.strerror(state['failed'])}. All writes get errors; after repair: marsd stop, marsd start"
+            why = os.strerror(state["failed"])
+            text = f"{what} failed: {why}. All writes get errors; after repair: marsd stop, marsd start"
         elif self.primary.error:
             text = f"{self.primary.error}. Reads and writes go on, the log grows; after repair: marsd stop, marsd start"
         self.site.say(self.resource, "err-device", text)
@@ -174,13 +178,24 @@ class Producer:
     async def finish(self) -> tuple[LogPos, str]:
         """After the device is gone: end the log, write everything back, publish durably."""
         end, digest = await self.site.blocking(self.primary.end)
+        header, host = self.primary.header, self.site.host
         await self.close()
-        host = self.site.host
+        if (
+            end.pos == 0
+            and header is not None
+            and header.pred is not None
+            and recovery.withdraw_empty(self.env, header)
+        ):
+            self.site.store.delete(paths.version(self.resource, end.nr, host))
+            end, digest = header.pred, header.pred_digest
+            self.publisher.replayed(end, digest)
         self.site.store.make_durable([paths.version(self.resource, end.nr, host), paths.replay(self.resource, host)])
         return end, digest
 
     async def close(self) -> None:
         """End the threads and let go of the files. The log stays as it is: recovery goes on from the disk position."""
+        if self.gate is not None:
+            await self.gate.shut()
         self.primary.request_stop()
         await self.site.join(self._threads)
         self.site.loop.remove_reader(self.event_fd)

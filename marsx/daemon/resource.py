@@ -18,15 +18,16 @@ from collections.abc import AsyncIterator
 from marsx.base import disk, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError, PreconditionError
 from marsx.base.position import LogPos
-from marsx.daemon import logsource
+from marsx.daemon import logsource, replica
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.facts import Publisher
 from marsx.daemon.plan import Local, Plan, plan
 from marsx.daemon.producer import Producer
 from marsx.daemon.site import Site
-from marsx.daemon.spans import DiskSpans
+from marsx.daemon.spans import DiskSpans, resume_of
 from marsx.log import reader
 from marsx.peer.sync import sync_resource
+from marsx.peer.syncparts import SyncRestart
 from marsx.peer.wire import PeerError
 from marsx.tree import paths
 from marsx.tree.roles import newest_log, right_holder
@@ -162,7 +163,7 @@ class Runner:
         if self.producer is not None and not want.primary:
             return await self._give_up(view.designated(res))
         if self.disk_fd >= 0 and not want.attach:
-            return await self._detach()
+            return await self.detach()
         if want.attach and self.disk_fd < 0:
             return await self._attach()
         if self.disk_fd >= 0 and self.producer is None and self.consumer is None and not self.trouble:
@@ -223,8 +224,8 @@ class Runner:
         self.site.store.put(paths.actual(self.resource, self.site.host, "is-attached"), "1")
         return True
 
-    async def _detach(self) -> bool:
-        await self._stop_consumer()
+    async def detach(self) -> bool:
+        await self.stop_consumer()
         os.close(self.disk_fd)
         self.disk_fd = -1
         await self.site.keeper.call("disk-close", path=self.device_path)
@@ -238,7 +239,7 @@ class Runner:
             [(paths.actual(self.resource, self.site.host, key), value) for key, value in values.items()]
         )
 
-    async def _stop_consumer(self) -> None:
+    async def stop_consumer(self) -> None:
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             await consumer.stop()
@@ -275,7 +276,12 @@ class Runner:
         if quick:
             consumer.at, consumer.digest = at, digest
         else:
-            await consumer.recover(at, digest, self._known_in_thread())
+            try:
+                await consumer.recover(at, digest, self._known_in_thread())
+            except NotFoundError as err:
+                if view.sync_rest(self.resource, self.site.host) <= 0:
+                    raise
+                return await self._restart_sync(err.text)
         self.consumer = consumer
         return True
 
@@ -292,7 +298,7 @@ class Runner:
 
     async def _become_primary(self) -> bool:
         at, digest, first = *self._where(), self._is_first()
-        await self._stop_consumer()
+        await self.stop_consumer()
         self._env = self._make_env()
         producer = Producer(self.site, self.resource, self._env, self.publisher, self.disk_fd, self._changed)
         await producer.start(at, digest, self._known_in_thread(), first)
@@ -374,9 +380,11 @@ class Runner:
         ):
             await consumer.sync.stop()
             self._facts({"is-syncing": "0"})
+            self.site.say(self.resource, "inf-sync", "")
         if consumer.fetch.running and consumer.fetch.key != want.fetch_from:
             await consumer.fetch.stop()
             self._facts({"is-copying": "0"})
+            self.site.say(self.resource, "inf-fetch", "")
         if consumer.replaying and not want.replay or (consumer.replayer is not None and not consumer.replaying):
             await consumer.stop_replay()
             self._facts({"is-replaying": "0"})
@@ -392,31 +400,74 @@ class Runner:
             consumer.sync.start(want.sync_from, self._sync(want.sync_from, consumer), f"sync {self.resource}")
             self._facts({"is-syncing": "1"})
         if consumer.missing_log and want.sync_from:
-            raise PreconditionError(
-                "a log is missing while the sync is not finished", f"marsadm invalidate {self.resource}"
-            )
+            return await self._restart_sync("the source has not got the log any more that was due")
         return False
 
     async def _sync(self, host: str, consumer: Consumer) -> None:
+        """Task: runs of the full sync from `host` until one comes to its end."""
         pause = 0.2
         while True:
+            sink = self._span_sink(consumer)
             try:
-                link, _ = await self.site.dial(host, "sync")
-                try:
-                    self.site.say(self.resource, "inf-sync", f"syncing '{self.resource}' from {host}")
-                    sink = DiskSpans(self.site, self.resource, consumer, self.publisher)
-                    await sync_resource(link, self.resource, sink, executor=self.site.executor)
-                    self.site.say(self.resource, "err-sync", "")
-                    self.site.say(self.resource, "inf-sync", "")
-                    self._facts({"is-syncing": "0"})
-                    self._changed()
-                    return
-                finally:
-                    await link.close()
+                if sink.resume().why:
+                    self.site.say(self.resource, "inf-sync-start", sink.resume().why)
+                    await self.site.blocking(sink.forget_progress)
+                await self._sync_once(host, sink)
+                return
+            except SyncRestart as err:
+                self.site.say(self.resource, "inf-sync-start", err.text)
+                await self.site.blocking(sink.forget_progress)
             except (PeerError, OSError, MarsError) as err:
                 self.site.say(self.resource, "err-sync", f"sync from {host}: {err}")
             await asyncio.sleep(pause)
             pause = min(5.0, pause * 2)
+
+    async def _sync_once(self, host: str, sink: DiskSpans) -> None:
+        link, _ = await self.site.dial(host, "sync")
+        try:
+            self.site.say(self.resource, "inf-sync", f"syncing '{self.resource}' from {host}")
+            fast = bool(self.site.settings.get("do_fast_fullsync"))
+            await sync_resource(link, self.resource, sink, executor=self.site.executor, fast=lambda: fast)
+        finally:
+            await link.close()
+        for key in ("err-sync", "inf-sync", "inf-sync-start"):
+            self.site.say(self.resource, key, "")
+        self._facts({"is-syncing": "0"})
+        self._changed()
+
+    def _span_sink(self, consumer: Consumer) -> DiskSpans:
+        copy = consumer.copy
+        assert copy is not None
+        return DiskSpans(
+            self.publisher,
+            self.resource,
+            self.site.host,
+            self.disk_fd,
+            disk.size(self.disk_fd),
+            resume=resume_of(self.site.view(), self.resource, self.site.host, not consumer.missing_log),
+            bound=consumer.bound,
+            fetched=lambda: copy.point,
+            replayed=lambda: consumer.at or copy.at,
+            on_trouble=lambda text: self.site.loop.call_soon_threadsafe(self._set_trouble, text),
+        )
+
+    async def begin_anew(self, at: LogPos) -> None:
+        """This replica knows nothing any more: logs aside, sync from 0, replay from `at`. In the resource's turn."""
+        await self.stop_consumer()
+        self.trouble = ""
+        self.publisher.drop_hint()
+        replica.set_logs_aside(self.site, self.resource)
+        self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at), durable=True)
+        for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync"):
+            self.site.say(self.resource, key, "")
+        self.site.forget_view()
+
+    async def _restart_sync(self, why: str) -> bool:
+        """The sync is not finished and cannot be: begin again by itself, and say so (rules 14, 16)."""
+        LOG.info("%s: the sync begins again: %s", self.resource, why)
+        await self.begin_anew(await replica.start_position(self.site, self.resource))
+        self.site.say(self.resource, "inf-sync-start", f"the sync began again: {why}")
+        return True
 
     # ---- for peers, control and ticks ----
 
@@ -462,7 +513,7 @@ class Runner:
                     await self.producer.close()
                 self.producer = None
                 self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
-            await self._stop_consumer()
+            await self.stop_consumer()
             if self.disk_fd >= 0:
                 os.close(self.disk_fd)
                 self.disk_fd = -1

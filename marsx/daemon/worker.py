@@ -243,9 +243,9 @@ class Worker:
 
     def _span_source(self, resource: str, peer: Peer) -> PrimarySpans:
         runner = self._runner_for(resource, peer)
-        if runner.producer is None:
+        if runner.producer is None or runner.producer.gate is None:
             raise PreconditionError(f"{self.host} is not primary of {resource}")
-        return PrimarySpans(runner.producer.primary, runner.producer.end, runner.log_source())
+        return PrimarySpans(runner.producer.gate, runner.producer.pins)
 
     # ---- the tree ----
 

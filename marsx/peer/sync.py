@@ -1,17 +1,18 @@
 """Full sync: a target compares its data device with the source's contents and takes over what differs, while the log
 goes on being fetched and replayed.
 
-    target                                                    source
-    SYNC_OPEN {resource, fetched, [syncpos]}              ->  do these points lie in my own history?
-                                                          <-  SYNC_ACCEPT {size}  or  SYNC_REFUSE {reason, text, restart}
-    SYNC_DIGESTS {id, F, block, ranges}                   ->
-                                                          <-  SYNC_ANSWER {id, L} digests, 16 bytes a block
-    SYNC_DATA {id, F, ranges}                             ->
-                                                          <-  SYNC_ANSWER {id, L, [zero]} contents but for the zero runs
+    target                                            source
+    SYNC_OPEN {resource, fetched, [syncpos]}      ->  do these points lie in my own history?
+                                                  <-  SYNC_ACCEPT {size}  or  SYNC_REFUSE {reason, text, restart}
+    SYNC_DIGESTS {id, F, block, ranges}           ->
+                                                  <-  SYNC_ANSWER {id, L} digests, 16 bytes a block
+    SYNC_DATA {id, F, ranges}                     ->
+                                                  <-  SYNC_ANSWER {id, L, [zero]} contents but for the zero runs
 
-F is what the target had fetched when it sent the request, L a durable position of the source at which everything in the
-answer is part of the history, with its digest. A span is compared by digests of chunks (64 KiB), what differs by digests
-of blocks (4 KiB), and only differing blocks travel; zeros never do. Where nearly all differs, the digests are left out.
+F is what the target had fetched when it sent the request; L is a durable position of the source, with its digest, at
+which everything seen in the answer is part of the history. A span is compared by digests of chunks (64 KiB), what
+differs by digests of blocks (4 KiB), and only differing blocks travel; zeros never do. Where nearly all differs, the
+digests are left out.
 
 Invariants (rules 13 to 16):
     source  L >= what had been accepted after the contents were read; an answer leaves only when L is durable
@@ -23,7 +24,7 @@ Invariants (rules 13 to 16):
             an answer is matched by id and link; a run that ends with questions open ends the link
     neither coroutine returns, also when cancelled, while a call of its source or sink still runs
 
-The methods of SpanSource and SpanSink that block run in the executor that is passed in, those marked "loop" do not block.
+What the source and the sink must be: SpanSource and SpanSink in `peer.syncparts`.
 """
 from __future__ import annotations
 
@@ -31,23 +32,51 @@ import asyncio
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from marsx._ext import marscmp
 from marsx._ext.marscmp import AlignedBuffer, read_span, write_span
 from marsx.base.errors import MarsError
 from marsx.base.position import NAME_MAX, POS_MAX, LogPos
 from marsx.log.chain import Point
-from marsx.peer import wire
+from marsx.peer import syncparts, wire
 from marsx.peer.fetch import run_blocking
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
+from marsx.peer.syncparts import (
+    SECTOR,
+    SPAN_MAX,
+    ZERO_CHUNK,
+    Answer,
+    Detail,
+    HighWater,
+    Pace,
+    Prefix,
+    Progress,
+    Ranges,
+    Request,
+    Shape,
+    SpanSink,
+    SpanSource,
+    SyncRestart,
+)
 from marsx.peer.wire import PeerError, Reason, Type
 
-__all__ = ["SERVICE", "AlignedBuffer", "Detail", "Pace", "Progress", "Refused", "Resume", "Shape", "SpanSink", "SpanSource",
-           "SyncRestart", "SyncService", "read_span", "sync_resource", "where_to_resume", "write_span"]
+__all__ = ["SERVICE", "AlignedBuffer", "SyncService", "read_span", "sync_resource", "write_span"]
+
+SERVICE = "sync"
+ANSWER_TIMEOUT = 180.0  # tunable copy_timeout
+SAVE_SECONDS = 1.0
+SAVE_BYTES = 1024 * 1024 * 1024
+# So many requests of one link are in work at the source; the rest waits in the line.
+SLOTS = 32
+BUFFERS = 4
+
+_ZEROS = memoryview(bytes(SPAN_MAX))
+_T = TypeVar("_T")
+
 
 class _Buffers:
     """A few aligned buffers, made when they are needed."""
@@ -102,8 +131,8 @@ class SyncService:
         source: SpanSource | None = None
         try:
             opened = wire.expect(await link.recv(link.timing.io_timeout), Type.SYNC_OPEN).header
-            fetched = take_point(opened, "fetched")
-            syncpos = take_point(opened, "syncpos") if "syncpos" in opened else None
+            fetched = syncparts.take_point(opened, "fetched")
+            syncpos = syncparts.take_point(opened, "syncpos") if "syncpos" in opened else None
             source = self._source_for(wire.take_text(opened, "resource", NAME_MAX), peer)
             refused = await run_blocking(self._executor, source.check, fetched, syncpos)
             if refused is not None:
@@ -131,7 +160,6 @@ class _Serving:
         self._executor = executor
         self._slots = asyncio.Semaphore(SLOTS)
         self._buffers = _Buffers(BUFFERS, SPAN_MAX)
-        self._zeros = AlignedBuffer(SPAN_MAX)
 
     async def run(self, tasks: asyncio.TaskGroup) -> None:
         """Answer until the link ends."""
@@ -146,10 +174,10 @@ class _Serving:
             async with self._buffers.one() as buf:
                 body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
             point = await self._source.durable(seen)
-            check_not_before(point.at, request.fetched)
-            header: dict[str, Any] = {"id": request.number, **point_fields(point)}
+            syncparts.check_not_before(point.at, request.fetched)
+            header: dict[str, Any] = {"id": request.number, **syncparts.point_fields(point)}
             if zero:
-                header["zero"] = flatten(zero)
+                header["zero"] = syncparts.flatten(zero)
             await self._link.send(Type.SYNC_ANSWER, header, body)
         finally:
             self._slots.release()
@@ -160,8 +188,8 @@ class _Serving:
         seen = self._source.appended()  # rule 13: asked for after the read
         if request.block:
             return marscmp.digests(view, request.block), [], seen
-        chunk = Shape.chunk
-        data = marscmp.compare(view, memoryview(self._zeros)[:len(view)], chunk)
+        chunk = ZERO_CHUNK
+        data = marscmp.compare(view, _ZEROS[:len(view)], chunk)
         zero, at = [], 0
         for first, count in [*data, (-(-len(view) // chunk), 0)]:
             if first > at:
@@ -173,7 +201,7 @@ class _Serving:
         """The contents of all ranges, one behind the other: with one read where they are close together."""
         first = ranges[0][0]
         hull = ranges[-1][0] + ranges[-1][1] - first
-        total = total_of(ranges)
+        total = syncparts.total_of(ranges)
         if len(ranges) > 1 and hull <= min(len(buf), 4 * total):
             self._source.read(first, buf[:hull])
             return memoryview(b"".join([buf[offset - first:offset - first + length] for offset, length in ranges]))
@@ -192,29 +220,37 @@ class _Asked:
     def __init__(self, fetched: LogPos, sent: float) -> None:
         self.fetched = fetched
         self.sent = sent
+        self.took = 0.0
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-    async def answer(self, timeout: float) -> tuple[Answer, float]:
-        """The answer and how long it took."""
+    def arrived(self, answer: Answer, now: float) -> None:
+        """Its answer is here."""
+        self.took = now - self.sent
+        if not self.future.done():
+            self.future.set_result(answer)
+
+    async def answer(self, timeout: float) -> Answer:
+        """The answer; not older than what was fetched when it was asked for."""
         try:
             async with asyncio.timeout(timeout):
                 got = await self.future
         except TimeoutError:
             raise PeerError(Reason.TIMEOUT, f"a sync request was not answered within {timeout:g} s") from None
-        check_not_before(got.point.at, self.fetched)
-        return got, asyncio.get_running_loop().time() - self.sent
+        syncparts.check_not_before(got.point.at, self.fetched)
+        return got
 
 
 async def sync_resource(link: Link, resource: str, sink: SpanSink, *,
                         executor: concurrent.futures.Executor | None = None, fast: Callable[[], bool] = lambda: True,
                         progress: Callable[[Progress], None] | None = None, answer_timeout: float = ANSWER_TIMEOUT,
-                        shape: Shape | None = None) -> None:
+                        shape: Shape | None = None, fly: int = 8) -> None:
     """Sync from `sink.resume()` to the end; returns when syncstatus = size is durable. Cancel it to pause.
 
     Raises SyncRestart (see there), PeerError (what the source says to our points, or how the connection ended), or what
-    the sink raised. `fast` False: copy without comparing (tunable do_fast_fullsync). The link is for one run; the
+    the sink raised. `fast` False: copy without comparing (tunable do_fast_fullsync). `fly`:
+    spans asked for at once, at most (tunable sync_fly). The link is for one run; the
     caller closes it, but for a run that ends with questions open."""
-    await _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape()).run(resource)
+    await _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape(), fly).run(resource)
 
 
 class _Sync:
@@ -222,7 +258,7 @@ class _Sync:
 
     def __init__(self, link: Link, sink: SpanSink, executor: concurrent.futures.Executor | None,
                  fast: Callable[[], bool], progress: Callable[[Progress], None] | None, answer_timeout: float,
-                 shape: Shape) -> None:
+                 shape: Shape, fly: int) -> None:
         self._link = link
         self._sink = sink
         self._executor = executor
@@ -235,8 +271,8 @@ class _Sync:
         self._bounds: dict[int, LogPos] = {}
         self._in_force: LogPos | None = None
         self._last: Point | None = None
-        self._compare_pace = Pace(4 * shape.span, 2 * shape.span, 32 * shape.span)
-        self._copy_pace = Pace(4 * shape.piece, shape.piece, 64 * shape.piece)
+        self._compare_pace = Pace(min(4, fly) * shape.span, shape.span, fly * shape.span)
+        self._copy_pace = Pace(4 * shape.piece, shape.piece, max(4 * shape.piece, fly * shape.span))
         self._detail = Detail()
         self._buffers = _Buffers(BUFFERS, shape.span)
         self._much = asyncio.Event()
@@ -252,21 +288,23 @@ class _Sync:
         finally:
             # Rule 15: all our tasks have ended, so no write is in flight; what still comes must find nobody.
             if self._asked:
-                self._link.abort(Reason.CLOSED, "the sync has ended here")
+                await _to_the_end(self._link.close(Reason.CLOSED, "the sync has ended here"))
             if self._in_force is not None:
                 self._sink.set_bound(None)
 
     async def _open(self, resource: str) -> int:
-        resume = self._sink.resume()
-        header: dict[str, Any] = {"resource": resource, "fetched": point_fields(self._sink.fetched())}
+        resume = await run_blocking(self._executor, self._sink.resume)
+        header: dict[str, Any] = {"resource": resource, "fetched": syncparts.point_fields(self._sink.fetched())}
         if resume.offset and resume.syncpos is not None and not resume.proven:
-            header["syncpos"] = point_fields(resume.syncpos)
+            header["syncpos"] = syncparts.point_fields(resume.syncpos)
         await self._link.send(Type.SYNC_OPEN, header)
         answer = wire.expect(await self._link.recv(self._link.timing.io_timeout), Type.SYNC_ACCEPT, Type.SYNC_REFUSE)
         if answer.type is Type.SYNC_REFUSE:
             reason, text = wire.parse_reason(answer.header)
-            kind = SyncRestart if answer.header.get("restart") is True else PeerError
-            raise kind(reason, f"{self._link.who}: {text}")
+            if answer.header.get("restart") is True and resume.offset:
+                await run_blocking(self._executor, self._sink.restart, f"{self._link.who}: {text}")
+                raise SyncRestart(reason, f"{self._link.who}: {text}", "the next sync begins at 0")
+            raise PeerError(reason, f"{self._link.who}: {text}")
         size = wire.take_int(answer.header, "size", SECTOR, POS_MAX)
         if size > self._sink.capacity or size % SECTOR:
             raise MarsError(f"{self._link.who} has {size} bytes, the data device here only {self._sink.capacity}",
@@ -299,11 +337,11 @@ class _Sync:
         level = self._detail.choose() if self._fast() else Detail.COPY
         if level != Detail.COPY:
             ranges = await self._compare(ranges, self._shape.chunk, pace=self._compare_pace)
-            in_chunks = total_of(ranges)
+            in_chunks = syncparts.total_of(ranges)
             if ranges and level == Detail.BLOCKS:
                 ranges = await self._compare(ranges, self._shape.block)
-            self._detail.saw(length, in_chunks, total_of(ranges) if level == Detail.BLOCKS else None)
-        pieces = list(cut_ranges(ranges, self._shape.piece))
+            self._detail.saw(length, in_chunks, syncparts.total_of(ranges) if level == Detail.BLOCKS else None)
+        pieces = list(syncparts.cut_ranges(ranges, self._shape.piece))
         if len(pieces) == 1:
             await self._copy(pieces[0])
         elif pieces:
@@ -318,16 +356,16 @@ class _Sync:
         """Ranges whose contents must be fetched. Zeros need not: they are written at once."""
         async with self._ask(Type.SYNC_DIGESTS, ranges, {"block": block}) as asked:
             mine = await self._call(self._own_digests, ranges, block)
-            answer, took = await asked.answer(self._answer_timeout)
+            answer = await asked.answer(self._answer_timeout)
             if len(answer.body) != len(mine):
                 raise wire.WireError(f"{len(answer.body)} bytes of digests came where {len(mine)} are due")
             await self._high.reach(answer.point)
             data, zero = marscmp.differ_split(mine, answer.body)
             if zero:
-                await self._write([], place_runs(ranges, block, zero), answer.body)
+                await self._write([], syncparts.place_runs(ranges, block, zero), answer.body)
         if pace is not None:
-            pace.answered(total_of(ranges), took)
-        return place_runs(ranges, block, data)
+            pace.answered(syncparts.total_of(ranges), asked.took)
+        return syncparts.place_runs(ranges, block, data)
 
     async def _copy_all(self, pieces: list[Ranges], tasks: asyncio.TaskGroup) -> None:
         for piece in pieces:
@@ -335,20 +373,20 @@ class _Sync:
 
     async def _copy(self, ranges: Ranges) -> None:
         """Fetch and write, whatever is here."""
-        amount = total_of(ranges)
+        amount = syncparts.total_of(ranges)
         await self._copy_pace.enter(amount)
         async with self._ask(Type.SYNC_DATA, ranges, {}) as asked:
-            answer, took = await asked.answer(self._answer_timeout)
-            data, zero = split_zeros(ranges, answer)
+            answer = await asked.answer(self._answer_timeout)
+            data, zero = syncparts.split_zeros(ranges, answer)
             await self._high.reach(answer.point)
             await self._write(data, zero, answer.body)
         self._copy_pace.leave(amount)
-        self._copy_pace.answered(amount, took)
+        self._copy_pace.answered(amount, asked.took)
         self._report(received=self._progress.received + len(answer.body))
 
     async def _write(self, data: Ranges, zero: Ranges, body: memoryview) -> None:
         await self._call(self._write_ranges, data, zero, body)
-        self._report(written=self._progress.written + total_of(data) + total_of(zero))
+        self._report(written=self._progress.written + syncparts.total_of(data) + syncparts.total_of(zero))
 
     # In the executor
 
@@ -382,7 +420,8 @@ class _Sync:
         fetched = self._hold(number)
         asked = self._asked[number] = _Asked(fetched, asyncio.get_running_loop().time())
         self._report(requests=number)
-        await self._link.send(kind, {"id": number, **at_fields(fetched), **more, "ranges": flatten(ranges)})
+        header = {"id": number, **syncparts.at_fields(fetched), **more, "ranges": syncparts.flatten(ranges)}
+        await self._link.send(kind, header)
         yield asked
         self._release(number)
 
@@ -415,10 +454,9 @@ class _Sync:
             asked = self._asked.pop(wire.take_int(frame.header, "id", 1, 2**53), None)
             if asked is None:
                 raise wire.WireError("an answer came that nobody waits for")
-            point = take_point(frame.header, "")
+            point = syncparts.take_point(frame.header, "")
             self._check_history(point)
-            if not asked.future.done():
-                asked.future.set_result(Answer(point, frame.header, frame.body))
+            asked.arrived(Answer(point, frame.header, frame.body), asyncio.get_running_loop().time())
 
     def _check_history(self, point: Point) -> None:
         """The positions of one source are points of one history, in its order."""

@@ -1,8 +1,9 @@
-"""What both ends of a full sync share: what they are given (SpanSource, SpanSink), their frames, and the small pieces of
-a run that decide: where it begins, how much is asked for at a time, how finely, what counts, how far syncpos is.
+"""What both ends of a full sync share: what they are given (SpanSource, SpanSink), their frames, and the small pieces
+of a run that decide: where it begins, how much is asked for at a time, how finely, what counts, how far syncpos is.
 
-No I/O here, and nothing that touches contents; `peer.sync` says what the whole keeps. Everything parsed here comes from
-a peer and is hostile until then.
+No I/O here, and nothing that touches contents; `peer.sync` says what the whole keeps. What is parsed here comes from a
+peer and is hostile until then. In the protocols "loop" marks what is called on the loop and must not block; all else
+may block and runs in an executor.
 """
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from marsx.peer.wire import PeerError, Reason, Type
 
 SECTOR = 512
 SPAN_MAX = 4 * 1024 * 1024
+# Zeros in contents are left out in units of this size.
+ZERO_CHUNK = 64 * 1024
 RANGES_MAX = 1024
 
 assert SPAN_MAX <= wire.MAX_BODY
@@ -38,7 +41,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. `done`: contiguous from 0; `received`: bytes of contents that travelled; `written` with zeros."""
+    """How far a run is, in bytes. `done`: contiguous from 0; `received`: contents; `written`: those and zeros."""
 
     size: int
     done: int
@@ -50,7 +53,7 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Resume:
     """Where a run begins. `proven`: syncpos is known to lie in the own history up to fetched. `why`: set when progress
-    was thrown away; the sink's syncstatus must be 0, durably, before the run."""
+    has to be thrown away; syncstatus must be 0, durably, before the run."""
 
     offset: int
     syncpos: Point | None = None
@@ -68,7 +71,8 @@ class Refused:
 
 
 class SyncRestart(PeerError):
-    """The source's history does not contain syncpos: what was synced counts no more, sync restarts at 0."""
+    """The source's history does not contain syncpos: what was synced counts no more. The sink has been told: the next
+    run begins at 0."""
 
 
 class SpanSource(Protocol):
@@ -89,7 +93,7 @@ class SpanSource(Protocol):
         """A number that covers everything a read that has ended could have seen."""
 
     async def durable(self, appended: int) -> Point:
-        """Wait until that is durable, seeing to it that it becomes so; a durable point >= it, the newest known. Loop."""
+        """Wait until that is durable, and see to it; the newest durable point (never one older than before). Loop."""
 
     async def close(self) -> None:
         """The link has ended; returns when nothing of this source runs any more. Loop."""
@@ -103,7 +107,10 @@ class SpanSink(Protocol):
         """Bytes of the device."""
 
     def resume(self) -> Resume:
-        """Loop."""
+        """Where to go on. `why` is set: that much was thrown away already, durably."""
+
+    def restart(self, why: str) -> None:
+        """What was synced counts no more: syncstatus = 0, durably; the next run begins there."""
 
     def fetched(self) -> Point:
         """End of the verified, durable local log; never behind what replay has been told. Loop."""
@@ -140,18 +147,19 @@ def where_to_resume(status: int, syncpos: Point | None, tip: Point | None, in_hi
     if status <= 0:
         return Resume(0)
     if not logs_there:
-        return Resume(0, why="the log that replay needs next is gone: sync restarts at 0")
+        return Resume(0, why="the log that replay needs next is gone")
     if syncpos is None:
-        return Resume(0, why="no syncpos stands beside syncstatus: sync restarts at 0")
+        return Resume(0, why="no syncpos stands beside syncstatus")
     reached = tip is not None and tip.at >= syncpos.at
     if reached and in_history is False:
-        return Resume(0, why=f"syncpos {syncpos.at} is not in the history of this host any more: sync restarts at 0")
+        return Resume(0, why=f"syncpos {syncpos.at} is not in the history of this host any more")
     return Resume(status, syncpos, proven=reached and in_history is True)
 
 
 # -- ranges and frames ------------------------------------------------------------------------------------------------
 
 def total_of(ranges: Ranges) -> int:
+    """Bytes."""
     return sum(length for _, length in ranges)
 
 
@@ -203,14 +211,17 @@ def take_point(header: dict[str, Any], where: str) -> Point:
 
 
 def take_at(header: dict[str, Any]) -> LogPos:
+    """A position without digest, from a hostile peer."""
     return LogPos(wire.take_nr(header), wire.take_host(header, "producer"), wire.take_pos(header))
 
 
 def at_fields(at: LogPos) -> dict[str, Any]:
+    """As fields of a header."""
     return {"nr": at.nr, "producer": at.producer, "pos": at.pos}
 
 
 def point_fields(point: Point) -> dict[str, Any]:
+    """As fields of a header."""
     return {**at_fields(point.at), "digest": point.digest}
 
 
@@ -224,6 +235,7 @@ def take_pairs(header: dict[str, Any], name: str, limit: int) -> Ranges:
 
 
 def flatten(pairs: Ranges) -> list[int]:
+    """Inverse of take_pairs."""
     return list(itertools.chain.from_iterable(pairs))
 
 
@@ -262,6 +274,8 @@ def check_not_before(at: LogPos, fetched: LogPos) -> None:
 
 
 class Answer(NamedTuple):
+    """What came for one request; `point` is its L."""
+
     point: Point
     header: dict[str, Any]
     body: memoryview
@@ -269,7 +283,7 @@ class Answer(NamedTuple):
 
 def split_zeros(ranges: Ranges, answer: Answer) -> tuple[Ranges, Ranges]:
     """(ranges whose contents are the body, ranges of zeros) of a data answer; hostile until here."""
-    chunk = Shape.chunk
+    chunk = ZERO_CHUNK
     total = total_of(ranges)
     chunks = -(-total // chunk)
     zero = take_pairs(answer.header, "zero", RANGES_MAX)
@@ -325,7 +339,7 @@ class Detail:
     """How finely to compare, learnt from the spans before: where nearly all differs, digests only cost time."""
 
     COPY, CHUNKS, BLOCKS = 0, 1, 2
-    PROBE = 16  # each so manieth span is compared in full
+    PROBE = 16  # every so many spans one is compared in full
 
     def __init__(self) -> None:
         self._spans = 0

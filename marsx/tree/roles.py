@@ -44,6 +44,8 @@ def right_holder(view: View, resource: str) -> Right | None:
     while True:
         grant = view.granted(resource, holder)
         given = view.stamp(paths.granted(resource, holder))
-        if grant is None or not grant.host or given <= stamp or (grant.mark.pos.nr, grant.mark.pos.producer) != (nr, producer):
+        if grant is None or not grant.host or given <= stamp:
+            return Right(holder, nr, producer, mark)
+        if (grant.mark.pos.nr, grant.mark.pos.producer) != (nr, producer):
             return Right(holder, nr, producer, mark)
         holder, mark, stamp = grant.host, grant.mark, given

@@ -96,3 +96,14 @@ def _judge(log: writer.LogFile, result: ScanResult) -> None:
             raise DamagedError(f"{log.path} is not the log that its successor follows: other contents", hint)
     elif result.reason not in NORMAL_AFTER_CRASH:
         raise DamagedError(f"{log.path} is damaged ({result.reason}) {result.detail}", hint)
+
+
+def withdraw_empty(env: Env, header: FileHeader) -> bool:
+    """An empty log is no history: its producer takes it back on stepping down (rule 7). Not when its predecessor is gone: then its
+    header is the only witness of where the history ends. True if it was removed."""
+    pred = header.pred
+    if pred is None or not os.path.exists(os.path.join(env.directory, pred.log)):
+        return False
+    os.unlink(os.path.join(env.directory, header.name))
+    durable.sync_dir(env.directory)
+    return True

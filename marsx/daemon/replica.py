@@ -1,0 +1,53 @@
+"""Beginning a replica anew: where it starts, which facts it has then, what becomes of its old logs (rules 14, 16,
+26e)."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from marsx.base.errors import PreconditionError
+from marsx.base.position import LogPos
+from marsx.daemon.site import Site
+from marsx.peer import wire
+from marsx.peer.wire import Type
+from marsx.tree import paths
+from marsx.tree.paths import DELETED
+
+
+async def start_position(site: Site, resource: str) -> LogPos:
+    """Ask the primary where a new replica begins; it keeps its logs from there on (rule 16)."""
+    primary = site.view().designated(resource)
+    if not primary or primary == site.host:
+        raise PreconditionError(f"{resource}: no other host is designated primary", f"see: marsadm view {resource}")
+    link, _ = await site.dial(primary, "start")
+    try:
+        await link.send(Type.START_ASK, {"resource": resource})
+        answer = wire.expect(await link.recv(link.timing.io_timeout), Type.START_GRANT)
+        return LogPos(wire.take_nr(answer.header), wire.take_host(answer.header, "producer"), 0)
+    finally:
+        await link.close()
+
+
+def fresh_facts(site: Site, resource: str, at: LogPos) -> list[tuple[str, str]]:
+    """Facts of a replica that knows nothing yet, in the order in which they have to become true."""
+    host, view = site.host, site.view()
+    gone = [(paths.version(resource, nr, host), DELETED) for nr in view.version_numbers(resource, host)]
+    for rel in (paths.syncpos(resource, host), paths.actual(resource, host, "fetched")):
+        if site.store.get(rel):
+            gone.append((rel, DELETED))
+    return [(paths.syncstatus(resource, host), "0"), *gone, (paths.replay(resource, host), f"{at},0")]
+
+
+def set_logs_aside(site: Site, resource: str) -> None:
+    """The replica's logs leave the live tree: what this host wrote itself is kept aside (nobody's data vanish
+    unseen), copies of others' logs are deleted."""
+    directory = os.path.join(site.store.root, paths.resource_dir(resource))
+    aside = os.path.join(site.store.root, paths.local_dir(site.host), f"aside-{resource}", str(time.time_ns()))
+    for log in site.store.log_files(resource):
+        path = os.path.join(directory, paths.log(resource, log.nr, log.producer).rpartition("/")[2])
+        if log.producer == site.host and log.size > 4096:
+            os.makedirs(aside, mode=0o700, exist_ok=True)
+            os.rename(path, os.path.join(aside, os.path.basename(path)))
+        else:
+            os.unlink(path)
