@@ -29,7 +29,6 @@ cdef extern from "disk.h" nogil:
     ssize_t pread(int fd, void *buf, size_t n, int64_t off)
 
 cdef extern from "aio.h" nogil:
-    ctypedef unsigned long aio_context_t
     struct iovec:
         void *iov_base
         size_t iov_len
@@ -138,6 +137,7 @@ cdef class Window:
         self.buf = NULL
         self.has_map = 0
         self.cap = 0
+        self.ctx = 0
         if size < 2 * MARS_BLOCK:
             size = 2 * MARS_BLOCK
         if self.reserve(size) < 0:
@@ -148,6 +148,8 @@ cdef class Window:
         self.clear()
 
     def __dealloc__(self):
+        if self.ctx:
+            mars_aio_destroy(self.ctx)
         if self.buf != NULL:
             munmap(self.buf, self.cap)
         if self.has_map:
@@ -218,7 +220,6 @@ cdef class Window:
 
     cdef int write_out(self, int fd) noexcept nogil:
         """Write the resolved pieces in device order, then fdatasync. 0 or a negative errno."""
-        cdef aio_context_t ctx = 0
         cdef iocb cb[DEPTH]
         cdef iovec iov[DEPTH][IOVS]
         cdef uint64_t want[DEPTH]
@@ -230,9 +231,11 @@ cdef class Window:
         cdef uint32_t leaf
         cdef shadow_extent *x
         cdef uint64_t start, total
-        rc = mars_aio_setup(DEPTH, &ctx)
-        if rc < 0:
-            return rc
+        if self.ctx == 0:                               # kept: destroying one waits for an RCU period, 30 ms a window
+            rc = mars_aio_setup(DEPTH, &self.ctx)
+            if rc < 0:
+                self.ctx = 0
+                return rc
         for i in range(DEPTH):
             free_slot[i] = i
         leaf = shadow_seek(&self.map, 0, &k)
@@ -243,7 +246,7 @@ cdef class Window:
                 leaf = shadow_step(&self.map, leaf, &k)
                 continue
             if n_free == 0:
-                rc = reap(ctx, 1, events, want, free_slot, &n_free)
+                rc = reap(self.ctx, 1, events, want, free_slot, &n_free)
                 if rc < 0:
                     first = rc
                     break
@@ -264,7 +267,7 @@ cdef class Window:
             want[slot] = total
             mars_aio_prep_pwritev(&cb[slot], fd, iov[slot], n_iov, start, slot)
             one = &cb[slot]
-            rc = mars_aio_submit(ctx, 1, &one)
+            rc = mars_aio_submit(self.ctx, 1, &one)
             if rc < 0:
                 free_slot[n_free] = slot
                 n_free += 1
@@ -272,12 +275,13 @@ cdef class Window:
             self.written_bytes += total
         while n_free < DEPTH:
             i = n_free
-            rc = reap(ctx, 1, events, want, free_slot, &n_free)
+            rc = reap(self.ctx, 1, events, want, free_slot, &n_free)
             if rc < 0 and first == 0:
                 first = rc
             if n_free == i:
-                break                                   # io_destroy waits for what is still in flight
-        mars_aio_destroy(ctx)
+                mars_aio_destroy(self.ctx)              # waits for what is still in flight
+                self.ctx = 0
+                break
         if first == 0:
             first = mars_fdatasync(fd)
         return first

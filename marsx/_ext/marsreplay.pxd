@@ -38,6 +38,10 @@ cdef extern from "shadow.h" nogil:
     bint shadow_has_room(const shadow *s)
 
 
+cdef extern from "aio.h" nogil:
+    ctypedef unsigned long aio_context_t
+
+
 cdef class Cursor:
     cdef mars_expect e
     cdef public uint64_t lamport_ns
@@ -52,7 +56,7 @@ cdef class Window:
     cdef uint64_t records
     cdef uint64_t payload_bytes
     cdef uint64_t written_bytes
-    cdef int need_adopt
+    cdef aio_context_t ctx              # 0: none yet
     cdef void clear(self) noexcept nogil
     cdef int reserve(self, size_t room) noexcept nogil
     cdef int full(self) noexcept nogil
