@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help deps build pyz test unit check lint types bench demo errors annotate clean distclean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 deps: $(DEPS) ## missing system packages (apt, as root only) and .venv with the pinned tools
 
@@ -55,10 +55,13 @@ lint: $(DEPS) ## ruff
 types: $(DEPS) ## mypy over marsx
 	$(PY) -m mypy marsx
 
-bench: build pyz ## the benchmarks; bench/README.md says what the numbers mean
-	$(PY) -m pytest bench --benchmark-only --import-mode=importlib $(ARGS)
+bench: build pyz ## measure everything into bench/report.json; bench/README.md says what the numbers mean
+	@mkdir -p build
+	$(PY) -m pytest bench --benchmark-only --benchmark-json=build/bench.json --import-mode=importlib -q $(ARGS)
+	$(PY) bench/report.py build/bench.json
+	$(PY) bench/system.py
 
-demo: build pyz ## two hosts on this machine: replication, handover, a cut line, a crash
+demo: build pyz ## two hosts on this machine replicate a live file system; every byte is compared
 	$(PY) tools/demo.py $(ARGS)
 
 errors: $(DEPS) ## write docs/errors.md

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The FUSE front end's request loop: /dev/fuse in, volume, answers out; no GIL.
 
-One Frontend per device, one serve() per descriptor (clone) and thread. The request buffers are allocated, touched and locked before the
-first read: a kill in the middle of a copy to a page that is not there would be an I/O error for the application (frontend facts 6).
-FSYNC is answered only with 0 or EIO (any ENOSYS would switch flushes off for ever).
+One Frontend per device, one serve() per descriptor (clone) and thread. The request buffers are allocated, touched and
+locked before the first read: a kill in the middle of a copy to a page that is not there would be an I/O error for the
+application (frontend facts 6). FSYNC is answered only with 0 or EIO (any ENOSYS would switch flushes off for ever).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t, int64_t
@@ -17,7 +17,8 @@ import os
 
 cdef extern from "fuse.h" nogil:
     enum:
-        FUSE_LOOKUP, FUSE_FORGET, FUSE_GETATTR, FUSE_SETATTR, FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_STATFS, FUSE_RELEASE, FUSE_FSYNC
+        FUSE_LOOKUP, FUSE_FORGET, FUSE_GETATTR, FUSE_SETATTR, FUSE_OPEN
+        FUSE_READ, FUSE_WRITE, FUSE_STATFS, FUSE_RELEASE, FUSE_FSYNC
         FUSE_FLUSH, FUSE_INIT, FUSE_INTERRUPT, FUSE_DESTROY, FUSE_BATCH_FORGET, FUSE_FALLOCATE
         MARS_FUSE_MAX_WRITE, MARS_FUSE_NODE, MARS_FUSE_HEAD
     struct fuse_in_header:
@@ -106,8 +107,9 @@ cdef class Frontend:
         self.name_len = len(self.name)
 
     def resend(self, int fd):
-        """FUSE_NOTIFY_RESEND. Call once after a worker restart, when the recovered volume is ready and before serve(). Returns False when the
-        kernel does not know it (older than 6.9: requests in flight when the worker died have failed)."""
+        """FUSE_NOTIFY_RESEND. Call once after a worker restart, when the recovered volume is ready and before serve().
+        Returns False when the kernel does not know it (older than 6.9: requests in flight when the worker died have
+        failed)."""
         cdef int rc
         with nogil:
             rc = mars_fuse_resend(fd)
@@ -118,7 +120,8 @@ cdef class Frontend:
         return True
 
     def serve(self, int fd):
-        """Thread body: serve requests of one descriptor until the connection ends. Returns the errno (ENODEV: device properly gone)."""
+        """Thread body: serve requests of one descriptor until the connection ends. Returns the errno (ENODEV: device
+        properly gone)."""
         cdef Thread t
         cdef int rc
         with nogil:
@@ -222,7 +225,8 @@ cdef class Frontend:
         if op == FUSE_FORGET or op == FUSE_BATCH_FORGET or op == FUSE_INTERRUPT:
             return
         if op == FUSE_INIT:
-            mars_fuse_init(t.fd, h.unique, <fuse_init_in *>body, <uint32_t>(n - sizeof(fuse_in_header)), &self.has_resend)
+            mars_fuse_init(t.fd, h.unique, <fuse_init_in *>body, <uint32_t>(n - sizeof(fuse_in_header)),
+                           &self.has_resend)
         elif op == FUSE_LOOKUP:
             self.do_lookup(t, n)
         elif op == FUSE_GETATTR or op == FUSE_SETATTR:
@@ -265,7 +269,8 @@ cdef class Frontend:
 
     @property
     def counters(self):
-        return {"requests": self.c_requests, "resent": self.c_resent, "unknown": self.c_unknown, "has_resend": bool(self.has_resend)}
+        return {"requests": self.c_requests, "resent": self.c_resent, "unknown": self.c_unknown,
+                "has_resend": bool(self.has_resend)}
 
 
 cdef int prepare(Thread *t, int fd) noexcept nogil:

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """A front end without a device: requests into a volume, answers in the order in which the volume gave them.
 
-For benchmarks of the append engine and for tests. It keeps the contract of request.h like any front end: a volume answers
-each request exactly once, or returns an error and the injector answers. Any number of threads may use one injector; each
-call is what one device thread does for one request.
+For benchmarks of the append engine and for tests. It keeps the contract of request.h like any front end: a volume
+answers each request exactly once, or returns an error and the injector answers. Any number of threads may use one
+injector; each call is what one device thread does for one request.
 
 Invariants:
   outstanding = requests given to the volume - requests answered;
@@ -99,7 +99,8 @@ cdef inline uint64_t next_random(uint64_t *x) noexcept nogil:
 
 
 cdef class Injector:
-    """capacity: answers kept until answered() fetches them. Tickets are the requests' uniques, counted from first_unique."""
+    """capacity: answers kept until answered() fetches them. Tickets are the requests' uniques, counted from
+    first_unique."""
 
     cdef Volume volume
     cdef int slot
@@ -251,7 +252,8 @@ cdef class Injector:
         return left
 
     def hold(self, int on):
-        """While on, whoever brings an answer waits: a device thread that is slow, or was killed, between write and answer."""
+        """While on, whoever brings an answer waits: a device thread that is slow, or was killed, between write and
+        answer."""
         cdef Slot *s = &slots[self.slot]
         with nogil:
             pthread_mutex_lock(&s.lock)
@@ -272,8 +274,9 @@ cdef class Injector:
     # ---- load ----
 
     def run_writes(self, uint64_t n, uint32_t block, uint64_t depth=1, uint64_t seed=1, uint64_t flush_every=0):
-        """n writes of `block` bytes at random multiples of it, at most `depth` outstanding in this injector, from any number of
-        threads at a time; a FLUSH behind each `flush_every` writes. Answers are only counted. Returns (nanoseconds, errors)."""
+        """n writes of `block` bytes at random multiples of it, at most `depth` outstanding in this injector, from any
+        number of threads at a time; a FLUSH behind each `flush_every` writes. Answers are only counted. Returns
+        (nanoseconds, errors)."""
         cdef Slot *s = &slots[self.slot]
         cdef uint8_t *data = NULL
         cdef uint64_t x = (seed + 1) * <uint64_t>0x9E3779B97F4A7C15 | 1, start, i, k, failed, took

@@ -1,17 +1,18 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The volume of a primary: append, group commit, shadow and reads of one resource.
 
-Device threads call write/zero/flush/read (without the GIL). A write is copied once into the ring buffer of newest log bytes (that copy is
-logged, checked and read back: rule 8), entered into the shadow index under the same lock (one order for log and shadow), and becomes
-part of the open group. The thread then runs commit(): as long as fewer than IN_FLIGHT groups are being written it closes the oldest
-waiting group, seals it (chain, CRC) and writes it with O_DIRECT. Groups are answered in log order (rule 1).
+Device threads call write/zero/flush/read (without the GIL). A write is copied once into the ring buffer of newest log
+bytes (that copy is logged, checked and read back: rule 8), entered into the shadow index under the same lock (one
+order for log and shadow), and becomes part of the open group. The thread then runs commit(): as long as fewer than
+IN_FLIGHT groups are being written it closes the oldest waiting group, seals it (chain, CRC) and writes it with
+O_DIRECT. Groups are answered in log order (rule 1).
 
 Addresses: every log file is a segment of one address space that grows for ever; address = base of the segment + POS.
 
 Invariants (checked where they could break; a violation stops the volume):
   writeback <= durable <= written <= appended
-  a request is answered without error only when written covers its group; a FLUSH only when durable covers all that was written when it came
-  durable only moves to a value of `written` taken before the fdatasync that proved it was issued
+  a request is answered without error only when written covers its group; a FLUSH only when durable covers all that was
+  written when it came durable only moves to a value of `written` taken before the fdatasync that proved it was issued
   bytes [written, appended) are in the ring: appended - written <= ring size
   an extent of the index with an address below `writeback` does not exist after finish_window
   after the first error nothing is acknowledged any more (an fsync error is never retried)
@@ -117,8 +118,9 @@ cdef void sleep_ns(uint64_t ns) noexcept nogil:
 
 
 cdef class Volume:
-    """disk_fd: data device (O_DIRECT); sizes in bytes; ring_bytes: a power of two >= 16 MiB; event_fd: an eventfd that is written
-    whenever durable moved, the volume failed, stalled or recovered (-1: none). Threads belong to the caller."""
+    """disk_fd: data device (O_DIRECT); sizes in bytes; ring_bytes: a power of two >= 16 MiB; event_fd: an eventfd that
+    is written whenever durable moved, the volume failed, stalled or recovered (-1: none). Threads belong to the
+    caller."""
 
     def __cinit__(self, int disk_fd, uint64_t device_size, uint32_t block_size=512, uint64_t ring_bytes=64 << 20,
                   uint64_t index_bytes=16 << 20, int event_fd=-1):
@@ -161,8 +163,8 @@ cdef class Volume:
     # ---- set-up (one thread, before any device thread) ----
 
     cdef int new_segment(self, int fd, const uint8_t *header) noexcept nogil:
-        """Locked, or before start. Fill in seg[n_seg] without counting it yet. No Python object may be touched while the lock is held: a
-        thread that holds the GIL may be waiting for the lock."""
+        """Locked, or before start. Fill in seg[n_seg] without counting it yet. No Python object may be touched while
+        the lock is held: a thread that holds the GIL may be waiting for the lock."""
         cdef Segment *s
         cdef void *p
         if self.n_seg == self.seg_cap:
@@ -188,9 +190,10 @@ cdef class Volume:
         return &self.seg[self.n_seg]
 
     def add_log(self, int fd, bytes header, uint64_t end, Cursor cursor=None):
-        """A log of before the restart, ended at POS `end`, oldest first. The first one needs `cursor` at the disk position. Enters its record
-        tables into the index (payloads were verified by the scan before). Raises BlockingIOError when the index is full: bring a window
-        to the disk with the replay engine first and start again with a new volume; OSError; ValueError when a group is not valid."""
+        """A log of before the restart, ended at POS `end`, oldest first. The first one needs `cursor` at the disk
+        position. Enters its record tables into the index (payloads were verified by the scan before). Raises
+        BlockingIOError when the index is full: bring a window to the disk with the replay engine first and start again
+        with a new volume; OSError; ValueError when a group is not valid."""
         cdef Segment *s = self.first_segment(fd, header)
         cdef Cursor c
         cdef int rc
@@ -261,7 +264,8 @@ cdef class Volume:
         return shadow_put(&self.index, &x)
 
     def start(self, int fd, bytes header, uint64_t allocated=0):
-        """Begin to append to a new, empty log (its header block is durable). allocated: file bytes that exist already."""
+        """Begin to append to a new, empty log (its header block is durable). allocated: file bytes that exist
+        already."""
         cdef Segment *s
         if self.started:
             raise ValueError("started already")
@@ -278,7 +282,8 @@ cdef class Volume:
         self.started = 1
 
     def set_known(self, bytes uniques):
-        """Uniques (u64, sorted, top bit clear) of requests that the recovered logs hold: sent again, they are only answered (rule 11)."""
+        """Uniques (u64, sorted, top bit clear) of requests that the recovered logs hold: sent again, they are only
+        answered (rule 11)."""
         free(self.known)
         self.known = NULL
         self.n_known = 0
@@ -319,7 +324,7 @@ cdef class Volume:
                 hi = (lo + hi) // 2
         if lo == 0:
             return NULL
-        # an empty log has the base of its successor: the last one that starts at or before v is the one that holds bytes there
+        # an empty log has the base of its successor: the last one that starts at or before v holds the bytes there
         return &self.seg[lo - 1]
 
     cdef void fail(self, int rc, int where) noexcept nogil:
@@ -364,7 +369,8 @@ cdef class Volume:
         return 1
 
     cdef void use_ring(self, uint64_t high) noexcept nogil:
-        """Locked. Announce that ring memory up to `high` is about to be overwritten: a reader that copied from there looks again."""
+        """Locked. Announce that ring memory up to `high` is about to be overwritten: a reader that copied from there
+        looks again."""
         high = up(high)
         if high > self.ring_high:
             self.ring_high = high
@@ -383,7 +389,8 @@ cdef class Volume:
 
     cdef int append(self, const mars_req *req, int kind, const uint8_t *data, uint64_t off, uint64_t length,
                     uint32_t stored, uint32_t crc) noexcept nogil:
-        """One record into the open group, waiting while ring, index or group table are full. 0 or a negative errno (not answered then)."""
+        """One record into the open group, waiting while ring, index or group table are full. 0 or a negative errno
+        (not answered then)."""
         cdef Group *g
         cdef mars_record *r
         cdef timespec until
@@ -432,10 +439,16 @@ cdef class Volume:
         pthread_mutex_unlock(&self.lock)
         return 0
 
+    cdef bint sound(self, uint64_t off, uint64_t length) noexcept nogil:
+        """Inside the device, and in whole logical blocks: no disk takes anything else, and a logged record is for
+        ever."""
+        return mars_inside(off, length, self.device_size) and ((off | length) & (self.block_size - 1)) == 0
+
     cdef int write(self, const mars_req *req, const uint8_t *data, uint64_t off, uint32_t length) noexcept nogil:
-        """Log a write and see that it is committed. 0: it is or will be answered; a negative errno: the caller answers."""
+        """Log a write and see that it is committed. 0: it is or will be answered; a negative errno: the caller
+        answers."""
         cdef int rc
-        if length == 0 or length > WRITE_MAX or not mars_inside(off, length, self.device_size):
+        if length == 0 or length > WRITE_MAX or not self.sound(off, length):
             return -EIO
         if self.is_known(req.unique):
             self.c_known += 1
@@ -449,7 +462,7 @@ cdef class Volume:
     cdef int zero(self, const mars_req *req, int kind, uint64_t off, uint64_t length) noexcept nogil:
         """Log a discard or a write of zeros: a record without payload. Answers as write()."""
         cdef int rc
-        if length == 0 or not mars_inside(off, length, self.device_size):
+        if length == 0 or not self.sound(off, length):
             return -EIO
         if self.is_known(req.unique):
             self.c_known += 1
@@ -571,7 +584,8 @@ cdef class Volume:
         pthread_mutex_unlock(&self.lock)
 
     cdef void answer_done(self) noexcept nogil:
-        """Locked (given up while answering). Groups complete without a gap before them move `written` and are answered."""
+        """Locked (given up while answering). Groups complete without a gap before them move `written` and are
+        answered."""
         cdef uint64_t i = self.g_first
         cdef Group *g
         cdef int error, idle
@@ -624,7 +638,8 @@ cdef class Volume:
         self.c_writes += g.n_req
 
     cdef void answer_failed(self) noexcept nogil:
-        """Locked (given up while answering). After a failure: everything not being written is answered with the error."""
+        """Locked (given up while answering). After a failure: everything not being written is answered with the
+        error."""
         cdef uint64_t i
         cdef Group *g
         cdef Flush f
@@ -650,8 +665,8 @@ cdef class Volume:
     # ---- flush ----
 
     cdef int flush(self, const mars_req *req) noexcept nogil:
-        """FLUSH: answered when everything answered before it came is durable in the log (rule 1). 0, or a negative errno
-        (the caller answers)."""
+        """FLUSH: answered when everything answered before it came is durable in the log (rule 1). 0, or a negative
+        errno (the caller answers)."""
         cdef int rc
         pthread_mutex_lock(&self.lock)
         self.c_flushes += 1
@@ -671,7 +686,8 @@ cdef class Volume:
         return rc
 
     cdef int sync_all(self) noexcept nogil:
-        """All that is written now becomes durable: by an own fdatasync, or by that of somebody else that covers it. 0 or the error."""
+        """All that is written now becomes durable: by an own fdatasync, or by that of somebody else that covers it. 0
+        or the error."""
         cdef uint64_t target
         cdef int rc
         pthread_mutex_lock(&self.lock)
@@ -688,8 +704,9 @@ cdef class Volume:
         return rc
 
     cdef void sync(self, int forced) noexcept nogil:
-        """fdatasync the log for waiting flushes, or once if forced and something is not durable. One at a time: who finds one running leaves its
-        flush to the runner, which looks again because its target may be newer than what the running one covers."""
+        """fdatasync the log for waiting flushes, or once if forced and something is not durable. One at a time: who
+        finds one running leaves its flush to the runner, which looks again because its target may be newer than what
+        the running one covers."""
         cdef uint64_t target
         cdef uint8_t digest[16]
         cdef int rc, fd
@@ -735,8 +752,8 @@ cdef class Volume:
             i = 0
 
     def run_flusher(self):
-        """Body of the flusher thread: whatever is written becomes durable at the latest flush_ns later; allocates file space ahead.
-        Returns after request_stop()."""
+        """Body of the flusher thread: whatever is written becomes durable at the latest flush_ns later; allocates file
+        space ahead. Returns after request_stop()."""
         cdef Segment s
         cdef int ahead
         with nogil:
@@ -765,8 +782,8 @@ cdef class Volume:
     # ---- read ----
 
     cdef int read(self, uint8_t *buf, uint64_t off, uint32_t length, uint8_t *scratch) noexcept nogil:
-        """Newest data of the range: shadow where not yet written back, else the data device. buf: aligned for O_DIRECT. scratch: aligned,
-        WRITE_MAX + 2 blocks. 0 or a negative errno."""
+        """Newest data of the range: shadow where not yet written back, else the data device. buf: aligned for
+        O_DIRECT. scratch: aligned, WRITE_MAX + 2 blocks. 0 or a negative errno."""
         cdef uint64_t pos = off, upto
         cdef int rc = 0
         if length == 0 or not mars_inside(off, length, self.device_size):
@@ -864,15 +881,15 @@ cdef class Volume:
     # ---- write-back (one thread) ----
 
     cdef uint64_t settled(self) noexcept nogil:
-        """Locked. How far write-back may go: durable and answered. What is logged but unanswered stays behind the disk position, where
-        recovery finds its unique when the kernel sends it again (rule 11)."""
+        """Locked. How far write-back may go: durable and answered. What is logged but unanswered stays behind the disk
+        position, where recovery finds its unique when the kernel sends it again (rule 11)."""
         if self.g_first < self.g_next and self.groups[self.g_first % N_GROUPS].vstart < self.durable:
             return self.groups[self.g_first % N_GROUPS].vstart
         return self.durable
 
     def load_window(self, Window w):
-        """Fill the window with durable groups from the write-back position on, at most to the end of one log. Returns the number of groups
-        (0: nothing to do). Raises OSError; ValueError when the own log does not verify."""
+        """Fill the window with durable groups from the write-back position on, at most to the end of one log. Returns
+        the number of groups (0: nothing to do). Raises OSError; ValueError when the own log does not verify."""
         cdef int rc
         cdef uint64_t limit
         cdef Cursor c = self.wb
@@ -951,7 +968,8 @@ cdef class Volume:
         return 0
 
     def finish_window(self, Window w):
-        """The window's bytes are durable on the data device: forget them in the shadow, move the disk position. Returns (log number, POS)."""
+        """The window's bytes are durable on the data device: forget them in the shadow, move the disk position.
+        Returns (log number, POS)."""
         cdef shadow_extent *x
         cdef uint16_t k = 0
         cdef uint32_t leaf
@@ -986,7 +1004,8 @@ cdef class Volume:
         return self.wb.copy()
 
     def drop_logs(self):
-        """Forget logs that are behind the write-back position and that nobody reads from; returns [(log number, fd)], to be closed by the caller."""
+        """Forget logs that are behind the write-back position and that nobody reads from; returns [(log number, fd)],
+        to be closed by the caller."""
         cdef list gone = []
         cdef uint64_t nr, current = self.wb.e.log_nr
         cdef int fd
@@ -1007,8 +1026,8 @@ cdef class Volume:
     # ---- rotation, end ----
 
     def freeze(self):
-        """Let the groups in flight end, make the log durable, hold back all others. Returns (POS, digest) of the log's end.
-        Follow with switch(), or stop. Raises OSError if the log failed."""
+        """Let the groups in flight end, make the log durable, hold back all others. Returns (POS, digest) of the log's
+        end. Follow with switch(), or stop. Raises OSError if the log failed."""
         cdef int rc
         cdef uint64_t end
         with nogil:
@@ -1126,7 +1145,8 @@ cdef class Volume:
             raise OSError(-rc, os.strerror(-rc))
 
     def wait_work(self, uint64_t min_bytes, uint64_t timeout_ms):
-        """Write-back thread: wait until min_bytes are durable and not written back, or the time is over. Returns the number of bytes."""
+        """Write-back thread: wait until min_bytes are durable and not written back, or the time is over. Returns the
+        number of bytes."""
         cdef timespec until
         cdef uint64_t have
         cdef int rc = 0
@@ -1139,11 +1159,19 @@ cdef class Volume:
                 until.tv_sec += 1
             pthread_mutex_lock(&self.lock)
             have = self.settled() - self.writeback
-            while not self.stop and have < min_bytes and rc == 0 and not (have and self.index_full):
+            while not self.stop and have < min_bytes and rc == 0 and not self.kicked and not (have and self.index_full):
                 rc = pthread_cond_timedwait(&self.work, &self.lock, &until)
                 have = self.settled() - self.writeback
+            self.kicked = 0
             pthread_mutex_unlock(&self.lock)
         return have
+
+    def kick(self):
+        """The write-back thread's wait ends now."""
+        pthread_mutex_lock(&self.lock)
+        self.kicked = 1
+        pthread_cond_broadcast(&self.work)
+        pthread_mutex_unlock(&self.lock)
 
     def set_device_size(self, uint64_t size):
         """The device grew (the resize record is the caller's business)."""
@@ -1174,16 +1202,19 @@ cdef class Volume:
         memcpy(digest, self.durable_digest, 16)
         pthread_mutex_unlock(&self.lock)
         return {
-            "nr": g.start.log_nr, "appended": appended - g.base, "written": written - g.base, "durable": durable - g.base,
+            "nr": g.start.log_nr,
+            "appended": appended - g.base, "written": written - g.base, "durable": durable - g.base,
             "digest": (<const char *>digest)[:16], "writeback_rest": rest, "failed": -failed, "fail_where": where,
-            "stalled_ns": stalled, "lamport_ns": lamport, "in_flight": in_flight, "extents": extents, "shadow_bytes": covered,
+            "stalled_ns": stalled, "lamport_ns": lamport, "in_flight": in_flight,
+            "extents": extents, "shadow_bytes": covered,
         }
 
     @property
     def counters(self):
         """Totals since start; latency: writes answered per power of two of microseconds."""
         return {
-            "writes": self.c_writes, "write_bytes": self.c_write_bytes, "reads": self.c_reads, "read_bytes": self.c_read_bytes,
+            "writes": self.c_writes, "write_bytes": self.c_write_bytes,
+            "reads": self.c_reads, "read_bytes": self.c_read_bytes,
             "flushes": self.c_flushes, "groups": self.c_groups, "syncs": self.c_syncs, "waits": self.c_waits,
             "readbacks": self.c_readback, "resent_known": self.c_known, "latency": [self.latency[i] for i in range(32)],
         }

@@ -1,14 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=False
 """The window engine: brings a run of whole groups of a log to the data device as one unit.
 
-Used by write-back (primary) and by replay (secondary). A window is loaded (groups verified: header, chain, payload CRCs), resolved
-(newest wins *inside the window*, rule 2), written in device order with many writes in flight, and made durable by one fdatasync.
-Only then may the caller move a position.
+Used by write-back (primary) and by replay (secondary). A window is loaded (groups verified: header, chain, payload
+CRCs), resolved (newest wins *inside the window*, rule 2), written in device order with many writes in flight, and made
+durable by one fdatasync. Only then may the caller move a position.
 
 Invariants:
   a window holds whole groups only, in log order, all verified;
-  pieces of the resolved map never overlap, so no two writes of one window overlap; the caller applies one window at a time;
-  after an error of apply() the disk is a mixture within the window's range: the position must not move (rule 12).
+  pieces of the resolved map never overlap, so no two writes of one window overlap; the caller applies one window at a
+  time; after an error of apply() the disk is a mixture within the window's range: the position must not move (rule 12).
 
 Codes of take/load: >= 0 number of groups, < 0 -(MARS_SCAN_* code) - 1000 for a bad group, or a negative errno.
 """
@@ -65,8 +65,8 @@ cdef uint64_t UNKNOWN = <uint64_t>-1
 cdef class Cursor:
     """Where a reader stands in one log, and what the next group must be.
 
-    header: the log's header block (4096 bytes, checked). pos, digest: start there (default: POS 0). When pos > 0 the group and record
-    numbers are taken from the group found there, whose digest_before must equal `digest`.
+    header: the log's header block (4096 bytes, checked). pos, digest: start there (default: POS 0). When pos > 0 the
+    group and record numbers are taken from the group found there, whose digest_before must equal `digest`.
     """
 
     def __init__(self, bytes header, uint64_t pos=0, bytes digest=b"", device_size=None):
@@ -115,7 +115,8 @@ cdef void adopt_numbers(const uint8_t *block, mars_expect *e) noexcept nogil:
         e.next_record = g.first_record
 
 
-cdef int reap(aio_context_t ctx, int minimum, io_event *events, uint64_t *want, int *free_slot, int *n_free) noexcept nogil:
+cdef int reap(aio_context_t ctx, int minimum, io_event *events, uint64_t *want, int *free_slot,
+              int *n_free) noexcept nogil:
     cdef int n = mars_aio_wait(ctx, minimum, DEPTH, events)
     cdef int i, bad = 0
     if n < 0:
@@ -163,7 +164,8 @@ cdef class Window:
         shadow_clear(&self.map)
 
     cdef int reserve(self, size_t room) noexcept nogil:
-        """Room for at least `room` bytes at the start of the buffer; contents are lost when it grows (only empty windows grow)."""
+        """Room for at least `room` bytes at the start of the buffer; contents are lost when it grows (only empty
+        windows grow)."""
         cdef void *p
         if room <= self.cap:
             return 0
@@ -181,8 +183,8 @@ cdef class Window:
         return self.records + MARS_MAX_RECORDS > RECORDS_MAX
 
     cdef int take_group(self, uint64_t available, Cursor c) noexcept nogil:
-        """Accept the group that starts at buf + used, of which `available` bytes are there. 0, or a MARS_SCAN_* code (MARS_SCAN_SHORT:
-        more bytes are needed, the header is sound), or a negative errno."""
+        """Accept the group that starts at buf + used, of which `available` bytes are there. 0, or a MARS_SCAN_* code
+        (MARS_SCAN_SHORT: more bytes are needed, the header is sound), or a negative errno."""
         cdef uint8_t *group = self.buf + self.used
         cdef mars_group_info info
         cdef const mars_record *table
@@ -287,9 +289,9 @@ cdef class Window:
         return first
 
     def load(self, int fd, Cursor c, uint64_t limit):
-        """Fill the window from a log file, from the cursor up to POS `limit` at most (an end of a group). Returns (groups, code): code 0 =
-        limit reached or window full, else the MARS_SCAN_* code of the group that was not accepted. The cursor moves behind what was
-        taken. Raises OSError."""
+        """Fill the window from a log file, from the cursor up to POS `limit` at most (an end of a group). Returns
+        (groups, code): code 0 = limit reached or window full, else the MARS_SCAN_* code of the group that was not
+        accepted. The cursor moves behind what was taken. Raises OSError."""
         cdef int rc = 0, groups = 0
         with nogil:
             self.clear()
@@ -339,7 +341,8 @@ cdef class Window:
         return MARS_SCAN_OK
 
     def apply(self, int fd):
-        """Write the window to the data device and make it durable. Returns bytes written; raises OSError, after which the range is a mixture."""
+        """Write the window to the data device and make it durable. Returns bytes written; raises OSError, after which
+        the range is a mixture."""
         cdef int rc
         with nogil:
             rc = self.write_out(fd)

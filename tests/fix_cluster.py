@@ -5,6 +5,7 @@ The fixture `machinery` makes the same hosts around a stand-in for `mars.pyz`, t
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,11 +36,18 @@ def missing() -> str:
 def no_leftovers() -> Iterator[list[Cluster]]:
     """At the end of the session no loop device, mount, process or folder of any of our clusters may exist."""
     made: list[Cluster] = []
+    previous = signal.signal(signal.SIGTERM, _terminated)
     yield made
+    signal.signal(signal.SIGTERM, previous)
     found = {str(one.folder): one.leftovers() for one in made}
     ours = tuple(str(one.folder) for one in made)
     stray = [f"{dev} on {file}" for dev, file in loops.all_backing_files().items() if ours and file.startswith(ours)]
     assert not stray and not any(found.values()), f"left behind: {stray} {found}"
+
+
+def _terminated(number: int, frame: object) -> None:
+    """`timeout` and the like end a run as Ctrl-C does: the hosts are taken away."""
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def _maker(made: list[Cluster], mine: list[Cluster], pyz: Path) -> Make:

@@ -1,6 +1,8 @@
-"""A volume without daemon and device: a disk in a file, log files, publications written down, a plain twin of the contents.
+"""A volume without daemon and device: a disk in a file, log files, publications written down, a plain twin of the
+contents.
 
-`rig` is a volume that the test drives by hand; `site` is what a Primary or Replayer needs. Everything lies below tmp_path.
+`rig` is a volume that the test drives by hand; `site` is what a Primary or Replayer needs. Everything lies below
+tmp_path.
 """
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ from marsx.base.position import LogPos
 from marsx.log import record, writer
 from marsx.log.record import BLOCK, FileHeader
 from marsx.volume.env import Env
+from marsx.volume.primary import Primary
 
 MIB = 1 << 20
 UUID, RESOURCE, HOST = "u-test", "data", "a"
@@ -32,7 +35,8 @@ def new_header(nr: int, size: int, pred: LogPos | None = None, digest: str = rec
 
 
 class Disk:
-    """A data device in a file, O_DIRECT as the real one; filled with a pattern so that zeros are not there by chance."""
+    """A data device in a file, O_DIRECT as the real one; filled with a pattern so that zeros are not there by
+    chance."""
 
     def __init__(self, path: Path, size: int, seed: int = 7) -> None:
         self.path = path
@@ -59,7 +63,8 @@ class Group:
 
 
 def read_groups(path: str | Path, end: int | None = None) -> list[Group]:
-    """The groups of a log file, believed without checks (that is the scan's job), up to POS `end` or to the first zeros."""
+    """The groups of a log file, believed without checks (that is the scan's job), up to POS `end` or to the first
+    zeros."""
     data = Path(path).read_bytes()[BLOCK:]
     found, at = [], 0
     while at + BLOCK <= len(data) and data[at:at + 8] == record.GROUP_MAGIC and (end is None or at < end):
@@ -272,3 +277,43 @@ def flip(path: str | Path, offset: int, mask: int = 1) -> None:
         file.write(bytes([byte ^ mask]))
         file.flush()
         os.fsync(file.fileno())
+
+
+class Serving:
+    """A Primary with its threads and an injector, as the daemon runs one."""
+
+    def __init__(self, site: Site, at: LogPos | None = None, digest: str = "", *, threads: bool = True,
+                 durable: int = 0, **how: bool) -> None:
+        self.site = site
+        self.primary = Primary(site.env, site.disk.fd)
+        self.threads: list[threading.Thread] = []
+        try:
+            self.primary.open(at or LogPos(1, HOST, 0), digest, lambda nr, producer: durable, **how)
+        except BaseException:
+            self.primary.close()
+            raise
+        self.injector = marsinject.Injector(self.primary.volume)
+        bodies = (self.primary.flusher_body, self.primary.writeback_body) if threads else ()
+        for body in bodies:
+            self.threads.append(threading.Thread(target=body, daemon=True))
+            self.threads[-1].start()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.primary.request_stop()
+        for thread in self.threads:
+            thread.join(20)
+            assert not thread.is_alive(), "a thread of the primary hangs"
+        self.primary.close()
+
+    def logical(self) -> bytes:
+        """All of the device as reads see it."""
+        return self.injector.read(0, MIB) + b"".join(
+            self.injector.read(at, MIB) for at in range(MIB, self.site.disk.size, MIB))
+
+
+def tree_of(directory: str | Path) -> dict[str, bytes]:
+    """Names and contents of all files: to show that something changed nothing."""
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir()}

@@ -17,6 +17,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from tools.loops import Loop
 TOP = Path(__file__).resolve().parent.parent
 COMMANDS = ("marsadm", "marsd", "mars-status")
 MIB = 1 << 20
-TIMEOUT = 120.0
+TIMEOUT = 60.0
 
 
 class HostError(AssertionError):
@@ -334,6 +335,17 @@ class Host:
         owners = [pid for pid in self.pids() if inodes & self._open_files(pid)]
         young = [pid for pid in owners if self._parent(pid) in owners]
         return (young or owners or [None])[0]
+
+    def status(self) -> dict:
+        """What the worker says of its resources at this moment; {} when none answers."""
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(5)
+                line.connect(f"/proc/{self.holder.pid}/root/run/mars/marsd.sock")
+                line.sendall(b'{"cmd": "status"}\n')
+                return json.loads(line.makefile().readline()).get("resources", {})
+        except (OSError, ValueError):
+            return {}
 
     def keeper(self) -> int | None:
         """The worker's parent, which holds the devices (found only while a worker runs)."""

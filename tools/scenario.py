@@ -12,6 +12,7 @@ from tools import loops
 from tools.hosts import Cluster, Host, HostError
 
 REPLAY = re.compile(r"log-(\d{9,})-([^,/]+),(\d+),(\d+)$")
+SYNCPOS = re.compile(r"log-(\d{9,})-([^,/]+),(\d+),")
 VERSION = re.compile(r"([0-9a-f]{32}),log-(\d{9,})-([^,/]+),(\d+):(?:([0-9a-f]{32}),log-(\d{9,})-([^,/]+),(\d+))?")
 
 
@@ -77,8 +78,10 @@ def synced(host: Host, resource: str) -> int:
 
 
 def fully_synced(host: Host, resource: str) -> bool:
-    """Whether the full sync of this host is over."""
-    return 0 < size(host, resource) <= synced(host, resource)
+    """Whether the full sync of this host is over, and replay has passed its end (rule 14)."""
+    bound, replay = SYNCPOS.match(host.link(f"resource-{resource}/syncpos-{host.name}")), Replay.of(host, resource)
+    passed = not bound or (replay is not None and (replay.nr, replay.pos) >= (int(bound[1]), int(bound[3])))
+    return passed and 0 < size(host, resource) <= synced(host, resource)
 
 
 def backlog(primary: Host, secondary: Host, resource: str) -> tuple[int, int]:
@@ -100,10 +103,21 @@ def caught_up(primary: Host, secondary: Host, resource: str) -> bool:
     return reached and fully_synced(secondary, resource)
 
 
-def settled(host: Host, resource: str) -> bool:
-    """Whether a primary has written back everything: its disk is at the end of its newest log."""
+def published(host: Host, resource: str) -> bool:
+    """Whether the tree tells of all that a primary has accepted up to now.
+
+    It does so only some time later, so the worker is asked where its log ends; nothing but the moment to compare rests
+    on its answer. A host that is not primary has published everything.
+    """
+    state = host.status().get(resource, {}).get("state")
     newest = Version.newest(host, resource)
-    return newest is not None and newest.reached_by(Replay.of(host, resource))
+    return not state or (newest is not None and (newest.nr, newest.pos) == (state["nr"], state["appended"]))
+
+
+def settled(host: Host, resource: str) -> bool:
+    """Whether a primary has published and written back everything: its disk is at the end of its newest log."""
+    newest = Version.newest(host, resource)
+    return published(host, resource) and newest is not None and newest.reached_by(Replay.of(host, resource))
 
 
 def form_cluster(cluster: Cluster) -> None:
@@ -168,16 +182,16 @@ def hand_over(old: Host, new: Host, resource: str) -> None:
     old.wait(lambda: resource not in old.devices(), what=f"/dev/mars/{resource} to vanish on the old primary")
 
 
-def wait_caught_up(primary: Host, secondary: Host, resource: str, timeout: float = 180) -> None:
-    """Wait until the secondary has everything that the primary has published."""
-    secondary.wait(lambda: caught_up(primary, secondary, resource), timeout,
+def wait_caught_up(primary: Host, secondary: Host, resource: str, timeout: float = 90) -> None:
+    """Wait until the secondary has everything that the primary has; writers must be quiet."""
+    secondary.wait(lambda: published(primary, resource) and caught_up(primary, secondary, resource), timeout,
                    f"{secondary.name} to hold everything of {resource} on {primary.name}")
 
 
-def wait_equal(primary: Host, secondary: Host, resource: str, timeout: float = 180) -> None:
+def wait_equal(primary: Host, secondary: Host, resource: str, timeout: float = 90) -> None:
     """Wait until both data devices hold the same bytes; writers must be quiet.
 
-    The positions in the trees may lag behind the last write, so they only say when a comparison is worth while.
+    The positions only say when a comparison is worth while.
     """
     end, at = time.monotonic() + timeout, -1
     while time.monotonic() < end:

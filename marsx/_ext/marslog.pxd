@@ -71,6 +71,7 @@ cdef class Volume:
     cdef int open_group                 # the newest group takes records
     cdef int in_flight, frozen, syncing, stop, failed, fail_where, started
     cdef int extending                  # the flusher allocates file space of the newest log
+    cdef int kicked                     # wait_work() returns at once
     cdef int index_full                 # a writer waits for room in the index
     cdef uint64_t stalled               # CLOCK_MONOTONIC ns since when /mars has no room, 0 = it has
     cdef Segment *seg
@@ -87,7 +88,8 @@ cdef class Volume:
     cdef public uint64_t flush_ns
     cdef public uint64_t allocate_step
     # counters
-    cdef uint64_t c_writes, c_write_bytes, c_reads, c_read_bytes, c_discards, c_flushes, c_groups, c_syncs, c_waits, c_readback, c_known
+    cdef uint64_t c_writes, c_write_bytes, c_reads, c_read_bytes, c_discards, c_flushes
+    cdef uint64_t c_groups, c_syncs, c_waits, c_readback, c_known
     cdef uint64_t latency[32]           # write latency, log2 of microseconds
 
     cdef int new_segment(self, int fd, const uint8_t *header) noexcept nogil
@@ -102,7 +104,9 @@ cdef class Volume:
     cdef int make_room(self, uint32_t span) noexcept nogil
     cdef void use_ring(self, uint64_t high) noexcept nogil
     cdef void close_group(self) noexcept nogil
-    cdef int append(self, const mars_req *req, int kind, const uint8_t *data, uint64_t off, uint64_t length, uint32_t stored, uint32_t crc) noexcept nogil
+    cdef int append(self, const mars_req *req, int kind, const uint8_t *data, uint64_t off, uint64_t length,
+                    uint32_t stored, uint32_t crc) noexcept nogil
+    cdef bint sound(self, uint64_t off, uint64_t length) noexcept nogil
     cdef int write(self, const mars_req *req, const uint8_t *data, uint64_t off, uint32_t length) noexcept nogil
     cdef int zero(self, const mars_req *req, int kind, uint64_t off, uint64_t length) noexcept nogil
     cdef void seal_group(self, Group *g) noexcept nogil

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from marsx.admin import state
 from marsx.admin.context import Context, require_member
-from marsx.admin.switches import UP, check_unused, reasons, set_switches
+from marsx.admin.switches import UP, check_unused, reasons, set_switches, wait_unused
 from marsx.admin.table import Command, Phases
 from marsx.admin.waits import until
 from marsx.base.errors import DamagedError, PreconditionError, UsageError
@@ -162,11 +162,7 @@ def check_planned(ctx: Context, view: View, resource: str) -> None:
             "decide whose data count; on each other host: marsadm invalidate (or there: disconnect, primary --force)",
         )
     for holder in sorted({old, *view.actual_primaries(resource)} - {"", host}):
-        users = view.open_count(resource, holder)
-        if users:
-            raise PreconditionError(
-                f"{resource}: the device is in use on {holder} ({users} times)", f"umount it on {holder} first"
-            )
+        wait_unused(ctx, resource, holder, f"on {holder}", f"umount it on {holder} first")
 
 
 def _check_own_data(ctx: Context, view: View, resource: str) -> None:

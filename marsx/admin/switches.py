@@ -13,13 +13,14 @@ from functools import partial
 from marsx.admin.context import Context, require_member
 from marsx.admin.table import Command, Phases, aliased
 from marsx.admin.waits import until
-from marsx.base.errors import PreconditionError
+from marsx.base.errors import PreconditionError, TimeoutExpired
 from marsx.tree import paths
 from marsx.tree.view import View
 
 ATTACH, CONNECT, SYNC, REPLAY = "attach", "connect", "sync", "allow-replay"
 UP = ((ATTACH, True), (CONNECT, True), (SYNC, True), (REPLAY, True))
 DOWN = ((REPLAY, False), (SYNC, False), (CONNECT, False), (ATTACH, False))
+COUNT_IS_OLD_S = 6.0  # a little longer than marsd takes to see that a device is not open any more
 
 Setting = tuple[tuple[str, bool], ...]
 Check = Callable[[Context, View, str], None]
@@ -92,11 +93,23 @@ def reasons(view: View, resource: str, host: str) -> str:
 
 def check_unused(ctx: Context, view: View, resource: str) -> None:
     """The device is not in use here."""
-    count = view.open_count(resource, ctx.host)
-    if count and not ctx.options.force:
-        raise PreconditionError(
-            f"{resource}: the device is in use here ({count} times)", "umount it first, or stop what uses it"
-        )
+    if not ctx.options.force:
+        wait_unused(ctx, resource, ctx.host, "here", "umount it first, or stop what uses it")
+
+
+def wait_unused(ctx: Context, resource: str, host: str, where: str, hint: str) -> None:
+    """The device is not in use on `host`. marsd looks only now and then, so who has just closed it gets a moment."""
+
+    def probe(view: View) -> str:
+        count = view.open_count(resource, host)
+        return f"{resource}: the device is in use {where} ({count} times)" if count else ""
+
+    text = probe(ctx.view())
+    if text:
+        try:
+            until(ctx, probe, text, deadline=ctx.monotonic() + min(COUNT_IS_OLD_S, ctx.options.timeout))
+        except TimeoutExpired:
+            raise PreconditionError(probe(ctx.view()) or text, hint) from None
 
 
 def check_sync_source(ctx: Context, view: View, resource: str) -> None:

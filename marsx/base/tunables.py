@@ -62,7 +62,7 @@ _TABLE = (
     Tunable("shadow_log_limit_gb", 0, "GiB", 0, _BIG, "slow writers down when so much is not written back; 0 = never"),
     Tunable("writeback_window_mb", 64, "MiB", 1, 4096, "most data of one window of write-back or replay"),
     Tunable("writeback_fly", 32, "requests", 1, 1024, "writes to the data device at once, in write-back and replay"),
-    Tunable("device_threads", 1, "threads", 1, 64, "service threads per device; counts when the device is made"),
+    Tunable("device_threads", 4, "threads", 1, 64, "service threads per device; counts when the device is made"),
     Tunable("write_throttle_start_percent", 0, "%", 0, 100, "/mars so full: begin to slow writers down; 0 = never"),
     Tunable("write_throttle_end_percent", 90, "%", 0, 100, "/mars so full: slow down all writers"),
     *_limiter("write_throttle", "writers while /mars fills"),

@@ -149,7 +149,7 @@ class Consumer:
             self.replayer.request_stop()
             await self.site.join([self._thread])
             self.bound.detach()
-            self.at, self.digest = self.replayer.at, self.replayer.digest
+            self._take_position()
             self.trouble = self.replayer.error or self.trouble
         self.replayer, self._thread = None, None
 
@@ -159,8 +159,15 @@ class Consumer:
 
     def _replayed(self) -> None:
         if self.replayer is not None:
-            self.at, self.digest = self.replayer.at, self.replayer.digest
+            self._take_position()
         self.changed()
+
+    def _take_position(self) -> None:
+        """The disk position as replay has it. At the beginning of a log it may know no digest where fetch does."""
+        assert self.replayer is not None
+        at, digest = self.replayer.at, self.replayer.digest
+        if digest or at != self.at:
+            self.at, self.digest = at, digest
 
     # ---- fetch ----
 
@@ -212,9 +219,11 @@ class Consumer:
 
     def _fetched_in_thread(self, at: LogPos, digest: str) -> None:
         with contextlib.suppress(RuntimeError):
-            self.site.loop.call_soon_threadsafe(self._fetched, at)
+            self.site.loop.call_soon_threadsafe(self._fetched, at, digest)
 
-    def _fetched(self, at: LogPos) -> None:
+    def _fetched(self, at: LogPos, digest: str) -> None:
+        if at == self.at and not self.digest:
+            self.digest = digest  # the header of the log that this replica begins with has come
         if self.end is not None:
             self.end.move(at)
         if self.replayer is not None:
@@ -236,5 +245,7 @@ class Consumer:
         await self.sync.stop()
         await self.fetch.stop()
         await self.stop_replay()
+        for key in ("inf-fetch", "inf-sync"):
+            self.site.say(self.resource, key, "")
         if self.copy is not None:
             await self.site.blocking(self.copy.close)

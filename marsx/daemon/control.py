@@ -71,7 +71,7 @@ class Control:
         try:
             request = json.loads(line)
             handler = self._handlers[request["cmd"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return {
                 "error": "the request was not understood",
                 "hint": "marsadm and marsd of the same mars.pyz?",

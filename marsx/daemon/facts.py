@@ -2,7 +2,8 @@
 
 The tree's store belongs to the loop's thread. A thread hands its entries over, waits until they are in the tree, and
 makes them durable itself where the contract wants it, so that a slow disk of /mars never holds up the loop. Order of
-calls = order in the tree (rule 19).
+calls = order in the tree (rule 19). What is wanted durable and cannot even be written (no space) is an error: nothing
+that needs the durable fact goes on without it (rules 12, 28).
 
 The digest at the disk position stands in no tree entry. It is kept beside the tree in `local-HOST/position-RES`, a
 hint: it is believed only if the log confirms it (a group that starts there names it, or the scan finds it); without
@@ -16,6 +17,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 
@@ -24,6 +26,8 @@ from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
 from marsx.tree import paths
 from marsx.tree.store import Store
+
+_DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Publisher:
@@ -58,28 +62,36 @@ class Publisher:
         """Entries into the tree, in this order. From any thread."""
         if threading.get_ident() == self._thread:
             self._store.put_many(items)
+            unwritten = self._not_written(items)
         else:
-            done: concurrent.futures.Future[None] = concurrent.futures.Future()
+            done: concurrent.futures.Future[str] = concurrent.futures.Future()
             try:
                 self._loop.call_soon_threadsafe(self._put, items, done)
             except RuntimeError as err:
                 raise MarsError("marsd is ending: positions cannot be published any more") from err
-            done.result()
+            unwritten = done.result()
         if make_durable:
+            if unwritten:
+                raise MarsError(f"{unwritten}: {self._resource} cannot go on", f"make space on {self._store.root}")
             by_dir: dict[str, list[str]] = {}
             for rel, value in items:
                 by_dir.setdefault(os.path.join(self._store.root, os.path.dirname(rel)), []).append(value)
             for directory, values in by_dir.items():
                 durable.sync_links(directory, values)
 
-    def _put(self, items: list[tuple[str, str]], done: concurrent.futures.Future[None]) -> None:
+    def _put(self, items: list[tuple[str, str]], done: concurrent.futures.Future[str]) -> None:
         try:
             self._store.put_many(items)
         except BaseException as err:
             done.set_exception(err)
         else:
-            done.set_result(None)
+            done.set_result(self._not_written(items))
             self._changed()
+
+    def _not_written(self, items: list[tuple[str, str]]) -> str:
+        """What stands in memory only, with the reason; "" if all is on the disk."""
+        problems = self._store.problems
+        return next((f"{rel}: {problems[rel]}" for rel, _ in items if rel in problems), "")
 
     def _write_hint(self, at: LogPos, digest: str) -> None:
         temp = f"{self._hint}.new"
@@ -95,9 +107,9 @@ class Publisher:
         try:
             with open(self._hint, encoding="ascii") as file:
                 found = json.load(file)
-            digest = str(found["digest"])
-            return digest if found["at"] == str(at) and len(digest) == 32 and int(digest, 16) >= 0 else ""
-        except (OSError, ValueError, KeyError, TypeError):
+            digest = found["digest"]
+            return digest if found["at"] == str(at) and _DIGEST.fullmatch(digest) else ""
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return ""
 
     def drop_hint(self) -> None:

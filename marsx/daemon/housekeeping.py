@@ -2,18 +2,20 @@
 
 A log N may be deleted here when every member's replay link is in a later log, the own disk position too, no stream
 reads it, nobody was promised to begin there, and N is not the newest. A member without replay link blocks deletion
-(rule 16).
-"""
+(rule 16). The own position must be durable first: a power cut must not put it back into a log that is gone.
 
+Version links are kept as long as somebody can ask them something: from the log before the oldest one that is here, and
+those of the log of the own syncpos and of the next one, which show that syncpos lies in the own history (rule 14).
+"""
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from marsx.daemon.resource import Runner
 from marsx.tree import paths
 
 if TYPE_CHECKING:
+    from marsx.daemon.resource import Runner
     from marsx.daemon.worker import Worker
 
 
@@ -36,22 +38,31 @@ def lowest_needed(worker: Worker, runner: Runner) -> int:
 
 
 def delete_logs(worker: Worker, runner: Runner, count: int | None) -> list[str]:
-    """Delete the `count` oldest (None: all) logs that nobody needs; returns their names. Version links before the
-    last deleted one go too."""
+    """Delete the `count` oldest (None: all) logs that nobody needs; returns their names. Version links that nobody
+    needs go too."""
     store, resource, host = worker.site.store, runner.resource, worker.site.host
     limit = lowest_needed(worker, runner)
     directory = os.path.join(store.root, paths.resource_dir(resource))
     victims = [log for log in store.log_files(resource) if log.nr < limit][:count]
+    if victims:
+        store.make_durable([paths.replay(resource, host)])
     names = []
     for log in victims:
         name = paths.log(resource, log.nr, log.producer).rpartition("/")[2]
         os.unlink(os.path.join(directory, name))
         names.append(name)
-    left = [log.nr for log in store.log_files(resource)]
-    for nr in worker.site.view().version_numbers(resource, host):
-        if nr < min(left, default=0) - 1:
-            store.delete(paths.version(resource, nr, host))
+    _delete_links(worker, resource, min((log.nr for log in store.log_files(resource)), default=0))
     return names
+
+
+def _delete_links(worker: Worker, resource: str, oldest: int) -> None:
+    """Version links of this host that speak of logs long gone; `oldest`: log that is still here."""
+    view, host = worker.site.view(), worker.site.host
+    syncpos = view.syncpos(resource, host)
+    kept = {syncpos.pos.nr, syncpos.pos.nr + 1} if syncpos is not None else set()
+    for nr in view.version_numbers(resource, host):
+        if nr < oldest - 1 and nr not in kept:
+            worker.site.store.delete(paths.version(resource, nr, host))
 
 
 def follow_deletion(worker: Worker, runner: Runner) -> None:
@@ -62,8 +73,16 @@ def follow_deletion(worker: Worker, runner: Runner) -> None:
         return
     theirs = view.version_numbers(resource, primary)
     mine = [log.nr for log in worker.site.store.log_files(resource)]
-    if mine and theirs and mine[0] < theirs[0]:
+    if mine and theirs and mine[0] < _first_of_run(theirs):
         delete_logs(worker, runner, None)
+
+
+def _first_of_run(numbers: tuple[int, ...]) -> int:
+    """The lowest of the numbers that lead without a gap to the highest."""
+    first = numbers[-1]
+    while first - 1 in numbers:
+        first -= 1
+    return first
 
 
 async def rotate_if_long(worker: Worker, runner: Runner) -> None:

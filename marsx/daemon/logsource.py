@@ -2,21 +2,23 @@
 
 Invariants:
     no byte behind the durable position of the own newest log leaves the host (design D 5)
-    a start is accepted only if (log id, POS, digest) lies in the own history (rule 6)
-    logs that a stream reads from are pinned: deletion asks `Pins` first (rule 9)
+    a start is accepted only if (log id, POS, digest) lies in the own history (rule 6); a log that lies here beside it
+        (an empty one of another producer, one from before a split) is not in it
+    logs that a stream reads from are pinned, and pinned before they are looked at: deletion asks `Pins` first (rule 9)
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable
 
 from marsx.base.errors import DamagedError, MarsError, NotFoundError
-from marsx.base.position import LogPos, log_name
+from marsx.base.position import NR_MAX, LogPos, log_name
 from marsx.log import reader, record
-from marsx.log.record import BLOCK
+from marsx.log.record import BLOCK, FileHeader
 from marsx.peer.fetch import NextLog, Start, Verdict
 from marsx.peer.wire import Reason
 
@@ -24,21 +26,25 @@ READ_MAX = 1 << 20
 
 
 class Pins:
-    """Which logs of a resource are being read by streams."""
+    """Which logs of a resource are being read by streams. From any thread."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._count: Counter[int] = Counter()
 
     def pin(self, nr: int) -> None:
-        self._count[nr] += 1
+        with self._lock:
+            self._count[nr] += 1
 
     def unpin(self, nr: int) -> None:
-        self._count[nr] -= 1
-        if self._count[nr] <= 0:
-            del self._count[nr]
+        with self._lock:
+            self._count[nr] -= 1
+            if self._count[nr] <= 0:
+                del self._count[nr]
 
     def lowest(self) -> int | None:
-        return min(self._count, default=None)
+        with self._lock:
+            return min(self._count, default=None)
 
 
 class End:
@@ -76,9 +82,17 @@ class Source:
         self._end = end
         self._pins = pins
         self._log: reader.OpenLog | None = None
+        self._lock = threading.Lock()  # streams pin in the executor and unpin on the loop
         self._pinned: set[int] = set()
 
     def check(self, start: Start) -> Verdict:
+        self._pin(start.nr)
+        verdict = self._check(start)
+        if verdict.reason is not None:
+            self._unpin_below(start.nr + 1)
+        return verdict
+
+    def _check(self, start: Start) -> Verdict:
         end = self._end.at
         name = log_name(start.nr, start.producer)
         same = [e for e in reader.list_logs(self._directory) if e.nr == start.nr]
@@ -93,9 +107,10 @@ class Source:
             log = self._open(start.nr, start.producer)
         except (DamagedError, NotFoundError) as err:
             return Verdict(Reason.MISSING, err.text)
+        if not self._in_history(start.nr, start.producer):
+            return Verdict(Reason.SPLIT, f"{name} lies here, but the history of this host goes another way")
         known = self._end_of(start.nr, start.producer)
         if not start.log_id:
-            self._pin(start.nr)
             return Verdict(header=log.header.pack())
         if start.log_id != log.header.log_id.hex():
             return Verdict(Reason.SPLIT, f"{name} here is another log of the same name")
@@ -104,7 +119,6 @@ class Source:
             return Verdict(reason, f"{name} ends at {known} here, asked from {start.pos}")
         if start.digest != self._digest_at(log, start.pos):
             return Verdict(Reason.SPLIT, f"{name} has other contents here before {start.pos}")
-        self._pin(start.nr)
         return Verdict()
 
     def _digest_at(self, log: reader.OpenLog, pos: int) -> str | None:
@@ -121,13 +135,32 @@ class Source:
         end = self._end.at
         if (nr, producer) == (end.nr, end.producer):
             return end.pos
-        for entry in reader.list_logs(self._directory):
-            if entry.nr > nr:
-                with reader.open_log(entry.path, self._uuid, self._resource) as log:
-                    pred = log.header.pred
-                    if pred is not None and (pred.nr, pred.producer) == (nr, producer):
-                        return pred.pos
-        return 0
+        following = self._successor(nr, producer)
+        if following is None or following.pred is None:
+            raise NotFoundError(f"{log_name(nr, producer)} does not lead to {end} here (any more)")
+        return following.pred.pos
+
+    def _in_history(self, nr: int, producer: str) -> bool:
+        """Is this log one of those that lead to the own end?"""
+        end = self._end.at
+        return (nr, producer) == (end.nr, end.producer) or self._successor(nr, producer) is not None
+
+    def _successor(self, nr: int, producer: str) -> FileHeader | None:
+        """Header of the log that follows in the own history, found from the own end back; None for the newest one,
+        and for logs beside the history."""
+        end = self._end.at
+        headers = [self._header(entry) for entry in reader.list_logs(self._directory) if nr < entry.nr <= end.nr]
+        known = {(h.nr, h.producer): h for h in headers}
+        found = known.get((end.nr, end.producer))
+        while found is not None and found.pred is not None and found.pred.nr > nr:
+            found = known.get((found.pred.nr, found.pred.producer))
+        pred = None if found is None else found.pred
+        follows = pred is not None and (pred.nr, pred.producer) == (nr, producer)
+        return found if follows else None
+
+    def _header(self, entry: reader.LogEntry) -> FileHeader:
+        with reader.open_log(entry.path, self._uuid, self._resource) as log:
+            return log.header
 
     def _open(self, nr: int, producer: str) -> reader.OpenLog:
         if self._log is not None and (self._log.header.nr, self._log.header.producer) == (nr, producer):
@@ -139,9 +172,11 @@ class Source:
         return self._log
 
     def _pin(self, nr: int) -> None:
-        if nr not in self._pinned:
+        with self._lock:
+            if nr in self._pinned:
+                return
             self._pinned.add(nr)
-            self._pins.pin(nr)
+        self._pins.pin(nr)
 
     def read(self, nr: int, producer: str, pos: int, limit: int) -> bytes:
         end = self._end.at
@@ -157,28 +192,28 @@ class Source:
     def following(self, nr: int, producer: str, pos: int) -> NextLog | None:
         if self._end.at.nr <= nr:
             return None
-        for entry in reader.list_logs(self._directory):
-            if entry.nr <= nr:
-                continue
-            with reader.open_log(entry.path, self._uuid, self._resource) as log:
-                pred = log.header.pred
-                if pred == LogPos(nr, producer, pos):
-                    self._pin(entry.nr)
-                    return NextLog(log.header.nr, log.header.producer, log.header.pack())
-        return None
+        if pos != self._end_of(nr, producer):
+            return None
+        found = self._successor(nr, producer)
+        assert found is not None
+        self._pin(found.nr)
+        return NextLog(found.nr, found.producer, found.pack())
 
     async def wait(self, nr: int, producer: str, pos: int) -> None:
         await self._end.wait(lambda: self._end.at.order > (nr, pos))
 
     def acked(self, nr: int, producer: str, pos: int) -> None:
-        for old in [n for n in self._pinned if n < nr]:
-            self._pinned.discard(old)
+        self._unpin_below(nr)
+
+    def _unpin_below(self, nr: int) -> None:
+        with self._lock:
+            done = {old for old in self._pinned if old < nr}
+            self._pinned -= done
+        for old in done:
             self._pins.unpin(old)
 
     def close(self) -> None:
-        for nr in self._pinned:
-            self._pins.unpin(nr)
-        self._pinned.clear()
+        self._unpin_below(NR_MAX + 1)
         if self._log is not None:
             self._log.close()
             self._log = None

@@ -10,9 +10,16 @@ Who may append the next log (rule 18): the holder of the right (`tree.roles`), a
     holder  by              own replayed end                    may append
     me      producing N     (he knows it)                       yes
     me      a grant         is just the granted end             yes
-    me      a grant         not there yet                       not yet: fetch and replay
-    other   -               -                                   no, except by force: designated, and connect is off
-    (facts 5.2) no log known            resource was created here           yes
+    me      a grant         not there yet                       not yet: fetch and replay; by force yes
+    other   -               -                                   no; by force yes
+    nobody  no log is known resource was created here           yes
+    (by force: designated, and connect is off; facts 5.2)
+
+Who passes the right on, and to whom: the holder that is not primary, to the designated primary, else to the host with
+the newest wish (an old one may be that of a marsadm that was killed); only to a host that can hear it, only from the
+true end of the log (a producer: when its own log is replayed to its end; a grantee: the end that was granted to it). A
+grantee that wants the role itself keeps the right until somebody asks anew, else two hosts that want would hand it to
+and fro.
 """
 from __future__ import annotations
 
@@ -20,10 +27,8 @@ from dataclasses import dataclass, field
 
 from marsx.base.position import LogPos
 from marsx.tree import paths
-from marsx.tree.roles import right_holder
+from marsx.tree.roles import Right, right_holder
 from marsx.tree.view import View
-
-NONE = "(none)"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Local:
     sync_slots: int = 1  # free ones for this resource
     role_durable: bool = True  # `primary` is durable in the own tree (rule 21)
     never_had_log: bool = False
+    clock_problem: str = ""  # why the own clock cannot be trusted (rule 25)
 
 
 @dataclass
@@ -52,7 +58,6 @@ class Plan:
 
     attach: bool = False
     primary: bool = False
-    keep_primary: bool = False  # device in use or no grant possible: do not take it away yet
     grant_to: str = ""  # give the right away to this host now
     fetch_from: str = ""
     replay: bool = False
@@ -65,29 +70,49 @@ def may_produce(view: View, resource: str, host: str, local: Local) -> tuple[boo
     right = right_holder(view, resource)
     if right is None:
         return local.never_had_log, "" if local.never_had_log else "no log of this resource is known"
+    if _forced(view, resource, host):
+        return True, ""
     if right.host == host:
         if right.mark is None:
             return True, ""
         if local.at is not None and (local.at, local.digest) == (right.mark.pos, right.mark.digest):
             return True, ""
         return False, f"the log up to {right.mark.pos} is not replayed yet"
-    if _forced(view, resource, host):
-        return True, ""
     return False, f"{right.host} has not granted the right to write to this host"
 
 
 def waiting_hosts(view: View, resource: str, host: str) -> list[str]:
-    """Who wants to become primary, in the order of the wishes; the designated primary first."""
-    wanting = [
-        (view.stamp(paths.want_primary(resource, other)), other)
-        for other in view.members(resource)
-        if other != host and view.want_primary(resource, other) not in ("", "0")
-    ]
-    order = [other for _, other in sorted(wanting)]
+    """Who wants to become primary, the newest wish first; before all the designated primary."""
+    members = view.members(resource)
+    order = [other for other in members if other != host and view.want_primary(resource, other)]
+    order.sort(key=lambda other: (view.stamp(paths.want_primary(resource, other)), other), reverse=True)
     designated = view.designated(resource)
-    if designated and designated != host and designated in view.members(resource):
+    if designated in members and designated != host:
         order = [designated, *[other for other in order if other != designated]]
     return order
+
+
+def grant_to(view: View, resource: str, host: str, local: Local) -> str:
+    """To whom `host`, which is not primary, passes the right to write on now; "" for nobody. See the module."""
+    right, designated = right_holder(view, resource), view.designated(resource)
+    if right is None or right.host != host or designated == host or not _at_the_end(right, local):
+        return ""
+    waiting = waiting_hosts(view, resource, host)
+    if designated:
+        waiting = waiting[:1]
+    elif view.want_primary(resource, host):
+        waiting = [other for other in waiting if view.stamp(paths.want_primary(resource, other)) > right.since]
+    return next((other for other in waiting if other in local.connected), "")
+
+
+def _at_the_end(right: Right, local: Local) -> bool:
+    """Is the end of the log known here? After a crash the disk position lies before it."""
+    if not local.recovered:
+        return False
+    if right.mark is not None:
+        return True
+    return (local.at is not None and local.at == local.fetched and bool(local.digest)
+            and local.digest == local.fetched_digest)
 
 
 def plan(view: View, resource: str, host: str, local: Local) -> Plan:
@@ -104,6 +129,8 @@ def plan(view: View, resource: str, host: str, local: Local) -> Plan:
         want.why["attach"] = "switched off (marsadm attach)"
     if local.trouble:
         want.why["trouble"] = local.trouble
+        # What serves goes on serving: only the role's end, or people, take a device away.
+        want.primary = local.primary and want.attach and view.designated(resource) == host
         return want
     _plan_role(view, resource, host, local, want)
     if want.attach and not want.primary and not local.primary:
@@ -113,26 +140,28 @@ def plan(view: View, resource: str, host: str, local: Local) -> Plan:
 
 def _plan_role(view: View, resource: str, host: str, local: Local, want: Plan) -> None:
     designated = view.designated(resource)
-    if designated == host and want.attach:
-        allowed, why = (True, "") if local.primary else may_produce(view, resource, host, local)
-        if not allowed:
-            want.why["primary"] = why
-        elif not local.role_durable:
-            want.why["primary"] = "the role is not durable here yet"
-        elif not local.primary and not view.consistent(resource, host) and not _forced(view, resource, host):
-            want.why["primary"] = "this replica is not consistent"
-        else:
-            want.primary = True
-        return
-    if designated != host and not local.primary and local.attached and not local.role_durable:
-        return
-    if not local.primary:
-        waiting = waiting_hosts(view, resource, host)
-        right = right_holder(view, resource)
-        if waiting and right is not None and right.host == host and local.recovered and designated in ("", waiting[0]):
-            want.grant_to = waiting[0]
-        if designated == "":
+    if not local.role_durable:
+        want.primary = local.primary and want.attach
+        want.why["primary"] = "the role is not durable here yet"
+    elif designated != host:
+        want.grant_to = "" if local.primary else grant_to(view, resource, host, local)
+        if not designated:
             want.why["primary"] = "no primary is designated"
+    elif want.attach:
+        want.why["primary"] = "" if local.primary else _why_not(view, resource, host, local)
+        want.primary = not want.why["primary"]
+        if want.primary:
+            del want.why["primary"]
+
+
+def _why_not(view: View, resource: str, host: str, local: Local) -> str:
+    """Why the designated primary cannot begin yet, or ""."""
+    if local.clock_problem:
+        return local.clock_problem
+    allowed, why = may_produce(view, resource, host, local)
+    if allowed and not view.consistent(resource, host) and not _forced(view, resource, host):
+        return "this replica is not consistent"
+    return "" if allowed else why
 
 
 def _forced(view: View, resource: str, host: str) -> bool:

@@ -35,6 +35,7 @@ from marsx.volume.env import Env
 
 LOG = messages.get("daemon.resource")
 RETRY_S = 2.0
+OPEN_COUNT_S = 5.0  # it costs a process, which looks at all descriptors of all processes
 WHY_KEYS = ("primary", "fetch", "replay", "sync")
 
 
@@ -492,13 +493,21 @@ class Runner:
         if self.producer is not None:
             self.producer.publish()
             self.producer.check()
-            if time.monotonic() - self._opened > 2.0 and self.producer.device:
-                self._opened = time.monotonic()
-                with contextlib.suppress(MarsError, ConnectionError):
-                    answer, _ = await self.site.keeper.call("dev-users", name=self.resource)
-                    self._facts({"open-count": str(int(answer.get("count", 0)))})
+            if time.monotonic() - self._opened > OPEN_COUNT_S:
+                await self.count_users()
         if self.consumer is not None:
             self.consumer.publish()
+
+    async def count_users(self) -> None:
+        """Publish how many use the device: for people and for early refusals, nothing rests on it (rule 20)."""
+        producer = self.producer
+        if producer is None or not producer.device:
+            return
+        self._opened = time.monotonic()
+        with contextlib.suppress(MarsError, ConnectionError):
+            answer, _ = await self.site.keeper.call("dev-users", name=self.resource)
+            if self.producer is producer and producer.device:
+                self._facts({"open-count": str(int(answer.get("count", 0)))})
 
     async def shutdown(self, force: bool) -> list[str]:
         """marsd stops. Who still uses the device ([]: all is stopped)."""

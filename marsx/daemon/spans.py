@@ -1,12 +1,13 @@
 """Where a full sync meets the volumes: a primary's contents as a source, a secondary's data device as a target
 (`peer.syncparts` has the contracts).
 
+    SpanGate      one per Primary: its readers, its flush, and the end of both before the Primary is closed
     PrimarySpans  SpanSource, one per link
     ReplayBound   the bound that a running sync sets on replay, also on a Replayer that begins later
     DiskSpans     SpanSink, one per run
 
 Invariants:
-    no answer is made from a read or a flush that overlapped the Primary's close
+    nothing reads or flushes a volume when `SpanGate.shut` has returned, and nothing begins to after it was called
     a Replayer that is attached never runs without the bound that is in force (rule 15)
     after an error of the data device nothing of it is counted any more; the resource stops, named
 """
@@ -15,29 +16,27 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from marsx.base import disk, durable, messages
+from marsx.base import durable, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError
 from marsx.base.position import LogPos
 from marsx.daemon.facts import Publisher
-from marsx.daemon.logsource import End, Source
-from marsx.daemon.site import Site
+from marsx.daemon.logsource import End, Pins, Source
 from marsx.log import reader
 from marsx.log.chain import Point
 from marsx.log.record import NO_DIGEST
 from marsx.peer.fetch import Start, run_blocking
 from marsx.peer.sync import AlignedBuffer, read_span, write_span
-from marsx.peer.syncparts import Refused, Resume, where_to_resume
+from marsx.peer.syncparts import Refused, Resume, is_stale, where_to_resume
 from marsx.tree import paths
 from marsx.tree.view import View
 from marsx.volume.primary import Primary
 from marsx.volume.replay import Replayer
-
-if TYPE_CHECKING:
-    from marsx.daemon.consumer import Consumer
 
 LOG = messages.get("daemon.spans")
 ZEROS = 1 << 20
@@ -45,34 +44,104 @@ ZEROS = 1 << 20
 ASK_AGAIN = 1.0
 
 
-class PrimarySpans:
-    """SpanSource over a serving Primary. `end`: moved on by the runner whenever more is durable; `logs`: this link's
-    own view of the logs, with the same end. Made on the loop."""
+class SpanGate:
+    """The volume of one Primary as long as it may be read. `end` is moved on by the runner whenever more is durable."""
 
-    def __init__(self, primary: Primary, end: End, logs: Source,
-                 executor: concurrent.futures.Executor | None = None) -> None:
-        self._primary = primary
+    def __init__(self, primary: Primary, end: End, executor: concurrent.futures.Executor | None) -> None:
+        self.env = primary.env
         self._volume: Any = primary.volume
-        self._env = primary.env
         self._end = end
-        self._logs = logs
         self._executor = executor
         self._flush: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
+        self._inside = 0
+        self._idle = threading.Condition()
+
+    @contextlib.contextmanager
+    def volume(self) -> Iterator[Any]:
+        """The volume, which stays open meanwhile. MarsError when it is to be closed."""
+        with self._idle:
+            volume = self._volume
+            if volume is None:
+                raise MarsError(f"{self.env.resource} is not primary on {self.env.host} any more",
+                                "the sync goes on when there is a primary again")
+            self._inside += 1
+        try:
+            yield volume
+        finally:
+            with self._idle:
+                self._inside -= 1
+                self._idle.notify_all()
+
+    async def shut(self) -> None:
+        """To be called before the Primary is closed: returns when nobody reads. Links that ask again get an error."""
+        with self._idle:
+            self._volume = None
+        await run_blocking(self._executor, self._wait_idle)
+
+    def _wait_idle(self) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._inside)
+
+    def durable_point(self) -> tuple[int, Point]:
+        """(address, point) of one moment."""
+        with self.volume() as volume:
+            address, nr, pos, digest = volume.durable_point()
+        return address, Point(digest.hex(), LogPos(nr, self.env.host, pos))
+
+    async def reach(self, address: int) -> Point:
+        """Wait until so much is durable, kicking the flush of the log; the newest durable point."""
+        before = -1
+        while True:
+            here, point = self.durable_point()
+            if here >= address:
+                return point
+            if here == before:
+                # Somebody else flushes, or the log is just being switched: that moves the end.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_AGAIN):
+                        await self._end.wait(functools.partial(self._is_beyond, here))
+            before = here
+            await self._kick()
+
+    def _is_beyond(self, address: int) -> bool:
+        return self.durable_point()[0] > address
+
+    async def _kick(self) -> None:
+        """One flush at a time; who comes meanwhile waits for it, and for the next if that was begun too early."""
+        if self._flush is None or self._flush.done():
+            self._flush = asyncio.create_task(run_blocking(self._executor, self._sync), name="sync-flush")
+        task = self._flush
+        await asyncio.wait([task])
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            raise MarsError(f"the log of {self.env.resource} cannot be made durable: {error}",
+                            "see the messages of the kernel about /mars")
+
+    def _sync(self) -> None:
+        with self.volume() as volume:
+            volume.sync_now()
+
+    async def flushed(self) -> None:
+        """Returns when no flush runs."""
+        if self._flush is not None:
+            await asyncio.wait([self._flush])
+            if not self._flush.cancelled():
+                self._flush.exception()  # who waited for it has been told
+
+
+class PrimarySpans:
+    """SpanSource over a serving Primary. Made on the loop."""
+
+    def __init__(self, gate: SpanGate, pins: Pins) -> None:
+        self._gate = gate
+        env = gate.env
+        # Its end is set at each check: the end that streams see may lag behind what we have answered with.
+        self._upto = End(gate.durable_point()[1].at)
+        self._logs = Source(env.directory, env.uuid, env.resource, self._upto, pins)
 
     @property
     def size(self) -> int:
-        return self._env.device_size
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[Any]:
-        """The volume; what was done with it counts only if the Primary is still open afterwards."""
-        for _ in range(2):
-            if self._volume is None or self._primary.volume is not self._volume:
-                raise MarsError(f"{self._env.resource} is not primary on {self._env.host} any more",
-                                "the sync goes on when there is a primary again")
-            if _ == 0:
-                yield self._volume
+        return self._gate.env.device_size
 
     def check(self, fetched: Point, syncpos: Point | None) -> Refused | None:
         """The log of `fetched` is pinned as long as the link lives, so that it can be fetched from there (rule 16)."""
@@ -85,25 +154,21 @@ class PrimarySpans:
         return refused
 
     def _lies_in_history(self, point: Point) -> Refused | None:
-        _, newest = self._durable_point()
-        if point == newest:
-            return None
-        if self._end.at < newest.at:
-            # What we have answered with may be newer than what the streams have been told.
-            asyncio.run_coroutine_threadsafe(self._tell_streams(newest.at), self._loop).result()
+        _, newest = self._gate.durable_point()
+        self._upto.at = newest.at
         at = point.at
         start = Start(at.nr, at.producer, at.pos)
         if not (point.is_hole and at.pos == 0):
             start = Start(at.nr, at.producer, at.pos, self._log_id(at) or NO_DIGEST, point.digest)
+        if point == newest:
+            # Proved without reading the log from its beginning, as the end of a log has to be; the check only pins.
+            start = Start(at.nr, at.producer, 0)
         verdict = self._logs.check(start)
         return None if verdict.reason is None else Refused(verdict.reason, verdict.text)
 
-    async def _tell_streams(self, at: LogPos) -> None:
-        self._end.move(max(self._end.at, at))
-
     def _log_id(self, at: LogPos) -> str:
         """Of our log of that name: the digest is the proof, it covers the id."""
-        env = self._env
+        env = self._gate.env
         try:
             with reader.open_log(os.path.join(env.directory, at.log), env.uuid, env.resource) as log:
                 return log.header.log_id.hex()
@@ -111,59 +176,22 @@ class PrimarySpans:
             return ""
 
     def read(self, offset: int, buf: memoryview) -> None:
-        with self._open() as volume:
+        with self._gate.volume() as volume:
             try:
                 volume.read_into(buf, offset, len(buf))
             except OSError as error:
-                raise MarsError(f"{self._env.resource} cannot be read at {offset}: {error.strerror}",
+                raise MarsError(f"{self._gate.env.resource} cannot be read at {offset}: {error.strerror}",
                                 "see the messages of the kernel about the data device") from error
 
     def appended(self) -> int:
-        with self._open() as volume:
+        with self._gate.volume() as volume:
             return volume.appended_point()
 
-    def _durable_point(self) -> tuple[int, Point]:
-        """(address, point) of one moment."""
-        with self._open() as volume:
-            address, nr, pos, digest = volume.durable_point()
-        return address, Point(digest.hex(), LogPos(nr, self._env.host, pos))
-
     async def durable(self, appended: int) -> Point:
-        before = -1
-        while True:
-            here, point = self._durable_point()
-            if here >= appended:
-                return point
-            if here == before:
-                # Somebody else flushes, or the log is just being switched: that moves the end.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(ASK_AGAIN):
-                        await self._end.wait(lambda seen=here: self._durable_point()[0] > seen)
-            before = here
-            await self._kick()
-
-    async def _kick(self) -> None:
-        """One flush at a time; who comes meanwhile waits for it, and for the next if that was begun too early."""
-        if self._flush is None:
-            self._flush = asyncio.create_task(run_blocking(self._executor, self._sync), name="sync-flush")
-        task = self._flush
-        await asyncio.wait([task])
-        if self._flush is task:
-            self._flush = None
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            raise MarsError(f"the log of {self._env.resource} cannot be made durable: {error}",
-                            "see the messages of the kernel about /mars")
-
-    def _sync(self) -> None:
-        with self._open() as volume:
-            volume.sync_now()
+        return await self._gate.reach(appended)
 
     async def close(self) -> None:
-        if self._flush is not None:
-            await asyncio.wait([self._flush])
-            if not self._flush.cancelled():
-                self._flush.exception()  # nobody waits for it any more
+        await self._gate.flushed()
         self._logs.close()
 
 
@@ -184,52 +212,48 @@ class ReplayBound:
         """After its thread has ended."""
         self._replayer = None
 
-    def set(self, bound: LogPos | None, at: LogPos | None) -> bool:
+    def set(self, bound: LogPos | None, at: LogPos) -> bool:
         """True when in force. `at`: the disk position, for a replay that does not run."""
         self.bound = bound
         upper = at if self._replayer is None else self._replayer.set_bound(bound)
-        return bound is None or (upper is not None and upper <= bound)
+        return bound is None or upper <= bound
 
 
 class DiskSpans:
-    """SpanSink over the data device of a secondary. Needs of the consumer: `disk_fd` (O_DIRECT, stays the consumer's),
-    `copy`, `at`, `bound` (a ReplayBound that its replayers are attached to), `trouble`, `changed`. Made on the loop."""
+    """SpanSink over the data device of a secondary (`disk_fd`: O_DIRECT, stays the caller's). `fetched` and `replayed`
+    give the end of the verified local log and the disk position; `fetched` is never behind what replay was told."""
 
-    def __init__(self, site: Site, resource: str, consumer: Consumer, publisher: Publisher) -> None:
-        self._site = site
-        self._resource = resource
-        self._consumer = consumer
+    def __init__(self, publisher: Publisher, resource: str, host: str, disk_fd: int, capacity: int, *, resume: Resume,
+                 bound: ReplayBound, fetched: Callable[[], Point], replayed: Callable[[], LogPos],
+                 on_trouble: Callable[[str], None]) -> None:
+        self.capacity = capacity
+        self.fetched = fetched
         self._publisher = publisher
-        self._fd = consumer.disk_fd
-        self._resume = resume_of(site.view(), resource, site.host)
-        self._bound: ReplayBound = consumer.bound
+        self._resource = resource
+        self._host = host
+        self._fd = disk_fd
+        self._resume = resume
+        self._bound = bound
+        self._replayed = replayed
+        self._on_trouble = on_trouble
         self._failed = ""
         self._zeros = AlignedBuffer(ZEROS)
 
-    @property
-    def capacity(self) -> int:
-        return disk.size(self._fd)
-
     def resume(self) -> Resume:
-        if self._resume.why:
-            self.restart(self._resume.why)
         return self._resume
 
     def restart(self, why: str) -> None:
-        """syncpos stays until the first answer raises it: the bytes that it speaks of are still on the disk."""
         LOG.info("%s: %s: sync restarts at 0", self._resource, why)
+        self.forget_progress()
+
+    def forget_progress(self) -> None:
+        """syncstatus := 0, durably: what has to come before a run that restarts. syncpos stays until the first answer
+        raises it: the bytes that it speaks of are still on the disk. Blocks."""
         self.put_syncstatus(0, True)
         self._resume = Resume(0)
-        self._on_loop(self._site.say, self._resource, "inf-sync-start", f"sync restarted at 0: {why}")
-
-    def fetched(self) -> Point:
-        copy = self._consumer.copy
-        assert copy is not None
-        with copy._lock:
-            return Point(copy.digest, copy.at)
 
     def set_bound(self, bound: LogPos | None) -> bool:
-        return self._bound.set(bound, self._consumer.at)
+        return self._bound.set(bound, self._replayed())
 
     def read(self, offset: int, buf: memoryview) -> None:
         with self._device("read"):
@@ -253,10 +277,10 @@ class DiskSpans:
 
     def put_syncpos(self, point: Point) -> None:
         value = f"{point.at},0,{point.digest}"
-        self._publisher.put([(paths.syncpos(self._resource, self._site.host), value)], make_durable=True)
+        self._publisher.put([(paths.syncpos(self._resource, self._host), value)], make_durable=True)
 
     def put_syncstatus(self, offset: int, durable: bool) -> None:
-        self._publisher.put([(paths.syncstatus(self._resource, self._site.host), str(offset))], make_durable=durable)
+        self._publisher.put([(paths.syncstatus(self._resource, self._host), str(offset))], make_durable=durable)
 
     @contextlib.contextmanager
     def _device(self, what: str) -> Iterator[None]:
@@ -266,27 +290,30 @@ class DiskSpans:
             yield
         except OSError as error:
             self._failed = f"the data device of {self._resource} cannot be {what}: {error.strerror}"
-            self._on_loop(self._trouble)
+            self._on_trouble(self._failed)
             raise MarsError(self._failed, "see the messages of the kernel about the data device") from error
 
-    def _trouble(self) -> None:
-        self._consumer.trouble = self._consumer.trouble or self._failed
-        self._consumer.changed()
 
-    def _on_loop(self, call: Any, *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # marsd is ending
-            self._site.loop.call_soon_threadsafe(call, *arguments)
-
-
-def resume_of(view: View, resource: str, host: str, logs_there: bool = True) -> Resume:
+def resume_of(view: View, resource: str, host: str, logs_there: bool) -> Resume:
     """`where_to_resume` with what the tree says. `logs_there`: the log that replay needs next can be had."""
+    status = min(view.syncstatus(resource, host), view.size(resource))
+    return where_to_resume(status, *_history_of(view, resource, host), logs_there)
+
+
+def stale_sync(view: View, resource: str, host: str) -> bool:
+    """Rule 14, for the planner: the sync has ended, but its syncpos is not in the own history any more. syncstatus has
+    to go to 0 (`DiskSpans.forget_progress`), so that the resource syncs again."""
+    return view.sync_rest(resource, host) <= 0 and is_stale(*_history_of(view, resource, host))
+
+
+def _history_of(view: View, resource: str, host: str) -> tuple[Point | None, Point | None, bool | None]:
+    """(syncpos, newest end in the own version links, whether these lead through syncpos)."""
     mark = view.syncpos(resource, host)
     numbers = view.version_numbers(resource, host)
     newest = view.version(resource, host, numbers[-1]) if numbers else None
-    known = view.in_history(resource, host, mark) if mark is not None else None
     syncpos = tip = None
     with contextlib.suppress(ValueError):  # what is no point of a history proves nothing
         syncpos = Point(mark.digest, mark.pos) if mark is not None else None
     with contextlib.suppress(ValueError):
         tip = Point(newest.end.digest, newest.end.pos) if newest is not None else None
-    return where_to_resume(min(view.syncstatus(resource, host), view.size(resource)), syncpos, tip, known, logs_there)
+    return syncpos, tip, view.in_history(resource, host, mark) if mark is not None else None

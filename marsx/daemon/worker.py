@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import marsx
@@ -22,6 +23,7 @@ from marsx.daemon import commands, housekeeping
 from marsx.daemon.control import Control
 from marsx.daemon.exchange import Exchange
 from marsx.daemon.keeperlink import KeeperLink
+from marsx.daemon.mounts import MountWatch
 from marsx.daemon.resource import Runner
 from marsx.daemon.site import Site
 from marsx.daemon.spans import PrimarySpans
@@ -121,6 +123,7 @@ class Worker:
         )
         self._server: Server | None = None
         self._watch: Watch | None = None
+        self._mounts: MountWatch | None = None
         self._end: asyncio.Future[int] = self.loop.create_future()
         self._ticker: asyncio.Task[None] | None = None
         self._incarnation = os.urandom(8).hex()
@@ -147,6 +150,7 @@ class Worker:
             await self.site.keeper.call("dev-drop", name=name)
         self._watch = Watch(self.store.root, self._tree_touched)
         self.loop.add_reader(self._watch.fileno(), self._watch.process)
+        self._mounts = MountWatch(self.loop, self._mounted)
         self.store.load()
         self.store.on_change(self._tree_changed)
         await self._start_server()
@@ -290,6 +294,17 @@ class Worker:
         for runner in self.runners.values():
             runner.kick()
 
+    def _mounted(self) -> None:
+        """Somebody mounted or unmounted something."""
+        for runner in self.runners.values():
+            self._background(runner.count_users(), f"users of {runner.resource}")
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """A task that nobody waits for; the set keeps it alive."""
+        task = asyncio.create_task(work, name=name)
+        self._leftover.add(task)
+        task.add_done_callback(self._leftover.discard)
+
     def _peers_changed(self) -> None:
         self._kick_all()
 
@@ -417,9 +432,7 @@ class Worker:
 
     def _keeper_says(self, event: dict[str, Any]) -> None:
         if event.get("event") == "stop":
-            task = asyncio.create_task(self._stop(bool(event.get("force"))), name="stop")
-            self._leftover.add(task)
-            task.add_done_callback(self._leftover.discard)
+            self._background(self._stop(bool(event.get("force"))), "stop")
 
     def _keeper_lost(self) -> None:
         LOG.error("the keeper is gone; the worker ends")
@@ -467,6 +480,8 @@ class Worker:
         if self._watch is not None:
             self.loop.remove_reader(self._watch.fileno())
             self._watch.close()
+        if self._mounts is not None:
+            self._mounts.close()
         self.store.close()
         self.lamport.close()
         self.executor.shutdown(wait=False, cancel_futures=True)

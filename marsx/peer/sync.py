@@ -293,7 +293,10 @@ class _Sync:
                 self._sink.set_bound(None)
 
     async def _open(self, resource: str) -> int:
-        resume = await run_blocking(self._executor, self._sink.resume)
+        resume = self._sink.resume()
+        if resume.why:
+            await run_blocking(self._executor, self._sink.restart, resume.why)
+            resume = self._sink.resume()
         header: dict[str, Any] = {"resource": resource, "fetched": syncparts.point_fields(self._sink.fetched())}
         if resume.offset and resume.syncpos is not None and not resume.proven:
             header["syncpos"] = syncparts.point_fields(resume.syncpos)

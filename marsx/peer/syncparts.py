@@ -107,10 +107,10 @@ class SpanSink(Protocol):
         """Bytes of the device."""
 
     def resume(self) -> Resume:
-        """Where to go on. `why` is set: that much was thrown away already, durably."""
+        """Where to go on. Loop."""
 
     def restart(self, why: str) -> None:
-        """What was synced counts no more: syncstatus = 0, durably; the next run begins there."""
+        """What was synced counts no more: syncstatus = 0, durably; `resume` says 0 now."""
 
     def fetched(self) -> Point:
         """End of the verified, durable local log; never behind what replay has been told. Loop."""
@@ -150,10 +150,16 @@ def where_to_resume(status: int, syncpos: Point | None, tip: Point | None, in_hi
         return Resume(0, why="the log that replay needs next is gone")
     if syncpos is None:
         return Resume(0, why="no syncpos stands beside syncstatus")
-    reached = tip is not None and tip.at >= syncpos.at
-    if reached and in_history is False:
+    if is_stale(syncpos, tip, in_history):
         return Resume(0, why=f"syncpos {syncpos.at} is not in the history of this host any more")
+    reached = tip is not None and tip.at >= syncpos.at
     return Resume(status, syncpos, proven=reached and in_history is True)
+
+
+def is_stale(syncpos: Point | None, tip: Point | None, in_history: bool | None) -> bool:
+    """Rule 14: the history has forked below syncpos, also long after a sync has ended: what was synced counts no more.
+    Links that end before syncpos prove nothing yet."""
+    return syncpos is not None and tip is not None and tip.at >= syncpos.at and in_history is False
 
 
 # -- ranges and frames ------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ The producer of the newest log N holds the right. He passes it on by his fact `g
 the holder may pass it on again in the same way. Grants for other logs than N are used up. Of the grants for N the
 chain is followed along rising stamps: a grant is always written after the one that it follows was seen, so a right
 that came back is told from one that was given away.
+
+Two logs with one number are a split brain (force). Then the designated primary's log counts, so that it can go on after
+a restart; among others the name decides, so that all hosts with the same tree have the same answer.
 """
 from __future__ import annotations
 
@@ -15,24 +18,27 @@ from marsx.tree.view import Mark, View
 
 class Right(NamedTuple):
     """`host` may append after log `nr` of `producer`, whose end is `mark` (None: the producer himself holds it and
-    knows)."""
+    knows). `since`: stamp of the grant that brought it (0: none did)."""
 
     host: str
     nr: int
     producer: str
     mark: Mark | None
+    since: int = 0
 
 
 def newest_log(view: View, resource: str) -> tuple[int, str]:
     """(number, producer) of the newest log that any version link knows; (0, "") if none. An empty log counts: its
     producer took the right."""
-    best = (0, "")
+    best = (0, False, "")
+    designated = view.designated(resource)
     for host, links in view.version_texts(resource).items():
         for nr in links:
             version = view.version(resource, host, nr)
-            if version is not None and version.end.pos.nr > best[0]:
-                best = (version.end.pos.nr, version.end.pos.producer)
-    return best
+            if version is not None and nr >= best[0]:
+                producer = version.end.pos.producer
+                best = max(best, (version.end.pos.nr, producer == designated, producer))
+    return best[0], best[2]
 
 
 def right_holder(view: View, resource: str) -> Right | None:
@@ -45,7 +51,7 @@ def right_holder(view: View, resource: str) -> Right | None:
         grant = view.granted(resource, holder)
         given = view.stamp(paths.granted(resource, holder))
         if grant is None or not grant.host or given <= stamp:
-            return Right(holder, nr, producer, mark)
+            return Right(holder, nr, producer, mark, stamp)
         if (grant.mark.pos.nr, grant.mark.pos.producer) != (nr, producer):
-            return Right(holder, nr, producer, mark)
+            return Right(holder, nr, producer, mark, stamp)
         holder, mark, stamp = grant.host, grant.mark, given

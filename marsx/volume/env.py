@@ -9,7 +9,8 @@ from marsx.base.position import LogPos
 
 
 class Facts(Protocol):
-    """Publication of positions; callable from any thread, returns when the entry is in the tree (`dirty`: durable there)."""
+    """Publication of positions; callable from any thread, returns when the entry is in the tree (`dirty`: durable
+    there)."""
 
     def dirty(self, at: LogPos, length: int) -> None:
         """[at, at + length) is about to be written to the disk: durable before the first byte (rule 12)."""

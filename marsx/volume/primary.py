@@ -1,7 +1,7 @@
 """The volume of a primary: recovery, a new log, write-back, rotation, a proper end.
 
-States: made -> open() -> serving -> end() -> closed. Threads (run by `daemon`): `flusher_body`, `writeback_body`; device threads call the
-extension directly.
+States: made -> open() -> serving -> end() -> closed. Threads (run by `daemon`): `flusher_body`, `writeback_body`;
+device threads call the extension directly.
 
 Invariants:
     log N+1 is made only when N is durable to its end, and its header says so (rule 4)
@@ -41,6 +41,8 @@ class Primary:
         self._fds: dict[int, int] = {}
         self._headers: dict[int, FileHeader] = {}
         self._rotate_lock = threading.Lock()
+        self._publish_lock = threading.Lock()
+        self._publish_wanted = False
         self._stopping = False
         self._drain = threading.Event()
         self._drained = threading.Event()
@@ -49,9 +51,10 @@ class Primary:
 
     # ---- start ----
 
-    def open(self, at: LogPos, at_digest: str, known_durable: recovery.KnownDurable, *, first: bool = False, same_device: bool = False) -> None:
-        """Recover from the disk position `at`, make log N+1, be ready to serve. first: the resource has no log yet. same_device: the block
-        device outlived the last worker, so requests may be sent again (rule 11)."""
+    def open(self, at: LogPos, at_digest: str, known_durable: recovery.KnownDurable, *, first: bool = False,
+             same_device: bool = False) -> None:
+        """Recover from the disk position `at`, make log N+1, be ready to serve. first: the resource has no log yet.
+        same_device: the block device outlived the last worker, so requests may be sent again (rule 11)."""
         logs = [] if first else recovery.recover(self.env, at, at_digest, known_durable, uniques=same_device)
         try:
             while not self._build(logs, at):
@@ -68,7 +71,8 @@ class Primary:
         last = logs[-1] if logs else None
         if last is not None:
             writer.end_log(last.fd, last.end, last.path)
-            self.env.facts.version(last.position, last.digest, previous_point(last.header.pred, last.header.pred_digest))
+            self.env.facts.version(last.position, last.digest,
+                                   previous_point(last.header.pred, last.header.pred_digest))
         nr = at.nr if first else last.header.nr + 1 if last else at.nr + 1
         self._start_log(nr, last.position if last else None, last.digest if last else record.NO_DIGEST, fresh=True)
 
@@ -76,7 +80,8 @@ class Primary:
         """A new volume with these logs in its index; False when the index is too small for the backlog."""
         env = self.env
         self._fds.clear()
-        self.volume = marslog.Volume(self.disk_fd, env.device_size, env.block_size, env.ring_bytes, env.index_bytes, self.event_fd)
+        self.volume = marslog.Volume(self.disk_fd, env.device_size, env.block_size, env.ring_bytes, env.index_bytes,
+                                     self.event_fd)
         self.volume.flush_ns = env.flush_ms * 1_000_000
         for log in logs:
             cursor = None
@@ -104,20 +109,22 @@ class Primary:
         env = self.env
         stamp = env.stamp()
         header = FileHeader(nr=nr, producer=env.host, resource=env.resource, uuid=env.uuid, log_id=record.new_log_id(),
-                            device_size=env.device_size, block_size=env.block_size, lamport_ns=stamp, real_ns=time.time_ns(),
+                            device_size=env.device_size, block_size=env.block_size,
+                            lamport_ns=stamp, real_ns=time.time_ns(),
                             pred=pred, pred_digest=pred_digest)
         fd = writer.create_log(env.directory, header, PREALLOCATE)
         allocated = record.BLOCK + PREALLOCATE
         assert self.volume is not None
         self.volume.set_lamport(stamp)
+        # known before the volume uses it: other threads ask for the header of whatever log the volume names
+        self._fds[nr] = fd
+        self._headers[nr] = header
         if fresh:
             self.volume.start(fd, header.pack(), allocated)
         else:
             self.volume.switch(fd, header.pack(), allocated)
-        self._fds[nr] = fd
-        self._headers[nr] = header
         self.header = header
-        env.facts.version(header.start, header.digest0, previous_point(pred, pred_digest))
+        self.publish()
 
     # ---- while serving ----
 
@@ -127,7 +134,8 @@ class Primary:
         self.volume.run_flusher()
 
     def writeback_body(self) -> None:
-        """Thread: windows of durable groups to the data device, until end() or an error (which stops the resource, named)."""
+        """Thread: windows of durable groups to the data device, until end() or an error (which stops the resource,
+        named)."""
         assert self.volume is not None
         window = marsreplay.Window(self.env.window_bytes)
         try:
@@ -166,11 +174,12 @@ class Primary:
         return self._headers[nr].producer
 
     def rotate(self) -> LogPos:
-        """Log N ends, log N+1 begins; writers wait for two syncs. Returns the end of N. Blocks. An error leaves log N as it is and goes on
-        in it, unless N+1 is there already: then writers wait, because N+1 says where N ends (rule 4)."""
+        """Log N ends, log N+1 begins; writers wait for two syncs. Returns the end of N. Blocks. An error leaves log N
+        as it is and goes on in it, unless N+1 is there already: then writers wait, because N+1 says where N ends (rule
+        4)."""
         assert self.header is not None
         with self._rotate_lock:
-            old = os.dup(self._fds[self.header.nr])         # write-back may close the log as soon as the next one begins
+            old = os.dup(self._fds[self.header.nr])     # write-back may close the log as soon as the next one begins
             try:
                 end = self._change_log()
                 writer.end_log(old, end.pos, end.log)
@@ -189,7 +198,8 @@ class Primary:
                 if not os.path.lexists(os.path.join(self.env.directory, following)):
                     self.volume.thaw()
                 else:
-                    self.error = f"{following} was made but is not known to be durable: writers wait until marsd is restarted"
+                    self.error = (f"{following} was made but is not known to be durable: "
+                                  "writers wait until marsd is restarted")
                     self.env.on_trouble(self.error)
             raise
         return end
@@ -198,7 +208,10 @@ class Primary:
         assert self.volume is not None and self.header is not None
         pos, digest = self.volume.freeze()
         end = LogPos(self.header.nr, self.header.producer, pos)
-        self.env.facts.version(end, digest.hex(), previous_point(self.header.pred, self.header.pred_digest))
+        with self._publish_lock:
+            self._tell_version(end, digest, self.header)
+        if self._publish_wanted:
+            self.publish()
         return end, digest.hex()
 
     def drain(self, timeout: float) -> bool:
@@ -206,30 +219,43 @@ class Primary:
         assert self.volume is not None
         self._drained.clear()
         self._drain.set()
+        self.volume.kick()
         try:
-            if self._ended:                                 # looked at after clear(): the thread sets both, in this order
+            if self._ended:                     # looked at after clear(): the thread sets both, in this order
                 return False
             return self._drained.wait(timeout) and not self._ended
         finally:
             self._drain.clear()
 
     def publish(self) -> None:
-        """The version link as far as the log is durable now."""
-        assert self.volume is not None
-        _, nr, pos, digest = self.volume.durable_point()
-        header = self._headers[nr]
-        self.env.facts.version(LogPos(nr, header.producer, pos), digest.hex(), previous_point(header.pred, header.pred_digest))
+        """The version link as far as the log is durable now. Never waits: while another thread publishes, it is left
+        to that one."""
+        self._publish_wanted = True
+        while self._publish_wanted and self._publish_lock.acquire(blocking=False):
+            try:
+                self._publish_wanted = False
+                assert self.volume is not None
+                _, nr, pos, digest = self.volume.durable_point()
+                self._tell_version(LogPos(nr, self._producer(nr), pos), digest, self._headers[nr])
+            finally:
+                self._publish_lock.release()
+
+    def _tell_version(self, end: LogPos, digest: bytes, header: FileHeader) -> None:
+        """Under the lock: an older end of a log must not come behind a newer one."""
+        self.env.facts.version(end, digest.hex(), previous_point(header.pred, header.pred_digest))
 
     # ---- end ----
 
     def end(self) -> tuple[LogPos, str]:
-        """The device is gone (or never was): end the log, bring everything to the disk, publish. Returns the final position and digest.
-        The write-back thread must still run. Blocks. Raises MarsError when the disk position could not reach the log's end."""
+        """The device is gone (or never was): end the log, bring everything to the disk, publish. Returns the final
+        position and digest. The write-back thread must still run. Blocks. Raises MarsError when the disk position
+        could not reach the log's end."""
         assert self.volume is not None and self.header is not None
         with self._rotate_lock:
             end, digest = self._freeze()
         if not self.drain(3600.0):
-            raise MarsError(self.error or "write-back did not come to an end", "see the messages of the kernel about the data device")
+            raise MarsError(self.error or "write-back did not come to an end",
+                            "see the messages of the kernel about the data device")
         writer.end_log(self._fds[end.nr], end.pos, end.log)
         self.env.facts.replayed(end, digest)
         return end, digest

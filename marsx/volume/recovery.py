@@ -1,8 +1,10 @@
 """After a start: what do the own logs really hold from the disk position on? (rules 3, 4, 5)
 
-    1. every log from the disk position on is fdatasynced before it is read: what a scan accepts is on the disk, not only in a cache
+    1. every log from the disk position on is fdatasynced before it is read: what a scan accepts is on the disk, not
+       only in a cache
     2. a log with a successor ends where the successor's header says, with that digest; anything else is damage
-    3. the newest log ends at its last valid group; a torn tail is normal, but not below a position that was known durable
+    3. the newest log ends at its last valid group; a torn tail is normal, but not below a position that was known
+       durable
 """
 from __future__ import annotations
 
@@ -41,9 +43,11 @@ class Recovered:
 KnownDurable = Callable[[int, str], int]
 
 
-def recover(env: Env, at: LogPos, at_digest: str, known_durable: KnownDurable, *, uniques: bool = False) -> list[Recovered]:
-    """The logs that hold the history from `at` on, oldest first. `at_digest` may be "" (then it is found by reading the log from its
-    beginning). known_durable(nr, producer): POS that version links call durable. DamagedError, NotFoundError name what is wrong."""
+def recover(env: Env, at: LogPos, at_digest: str, known_durable: KnownDurable, *,
+            uniques: bool = False) -> list[Recovered]:
+    """The logs that hold the history from `at` on, oldest first. `at_digest` may be "" (then it is found by reading
+    the log from its beginning). known_durable(nr, producer): POS that version links call durable. DamagedError,
+    NotFoundError name what is wrong."""
     chain = writer.chain_from(env.directory, at, env.uuid, env.resource, env.host)
     done: list[Recovered] = []
     try:
@@ -62,7 +66,8 @@ def close_all(logs: list[Recovered]) -> None:
         os.close(log.fd)
 
 
-def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_durable: KnownDurable, collect: int) -> Recovered:
+def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_durable: KnownDurable,
+                 collect: int) -> Recovered:
     fd = os.open(log.path, os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         durable.overwrite(fd, b"", 0, log.path)             # an overwrite of nothing is the fdatasync
@@ -99,8 +104,8 @@ def _judge(log: writer.LogFile, result: ScanResult) -> None:
 
 
 def withdraw_empty(env: Env, header: FileHeader) -> bool:
-    """An empty log is no history: its producer takes it back on stepping down (rule 7). Not when its predecessor is gone: then its
-    header is the only witness of where the history ends. True if it was removed."""
+    """An empty log is no history: its producer takes it back on stepping down (rule 7). Not when its predecessor is
+    gone: then its header is the only witness of where the history ends. True if it was removed."""
     pred = header.pred
     if pred is None or not os.path.exists(os.path.join(env.directory, pred.log)):
         return False

@@ -19,9 +19,10 @@ from marsx.log.record import FileHeader
 from marsx.volume.env import Env
 
 
-def apply_windows(env: Env, window: marsreplay.Window, fd: int, header: FileHeader, cursor: marsreplay.Cursor, limit: int, disk_fd: int,
-                  max_windows: int = 0) -> LogPos:
-    """Windows of one log from the cursor to POS `limit` (an end of a group); stops after max_windows if given. Returns the new position."""
+def apply_windows(env: Env, window: marsreplay.Window, fd: int, header: FileHeader, cursor: marsreplay.Cursor,
+                  limit: int, disk_fd: int, max_windows: int = 0) -> LogPos:
+    """Windows of one log from the cursor to POS `limit` (an end of a group); stops after max_windows if given. Returns
+    the new position."""
     done = 0
     while cursor.pos < limit and (not max_windows or done < max_windows):
         start = LogPos(header.nr, header.producer, cursor.pos)
@@ -37,7 +38,8 @@ def apply_windows(env: Env, window: marsreplay.Window, fd: int, header: FileHead
 
 
 class Replayer:
-    """Replays one resource. `at`: the disk position, `digest` there. Told by advance() what is fetched, by set_bound() how far it may go."""
+    """Replays one resource. `at`: the disk position, `digest` there. Told by advance() what is fetched, by set_bound()
+    how far it may go."""
 
     def __init__(self, env: Env, disk_fd: int, at: LogPos, digest: str, on_progress: Callable[[LogPos], None]) -> None:
         self.env = env
@@ -62,8 +64,8 @@ class Replayer:
                 self._wake.notify_all()
 
     def set_bound(self, bound: LogPos | None) -> LogPos:
-        """Replay must not pass `bound` (None: no bound) from now on. Returns the upper end of what may be on the disk already: the caller's
-        bound is in force only if that is not beyond it."""
+        """Replay must not pass `bound` (None: no bound) from now on. Returns the upper end of what may be on the disk
+        already: the caller's bound is in force only if that is not beyond it."""
         with self._wake:
             self._bound = bound
             self._wake.notify_all()
@@ -141,7 +143,8 @@ class Replayer:
     def _open(self) -> None:
         path = os.path.join(self.env.directory, self.at.log)
         self._log = reader.open_log(path, self.env.uuid, self.env.resource)
-        self._cursor = marsreplay.Cursor(self._log.header.pack(), self.at.pos, bytes.fromhex(self.digest) if self.at.pos else b"")
+        digest = bytes.fromhex(self.digest) if self.at.pos else b""
+        self._cursor = marsreplay.Cursor(self._log.header.pack(), self.at.pos, digest)
 
     def _end_of_log(self, header: FileHeader) -> int:
         """A log ends where its successor's header says (rule 4)."""
@@ -152,12 +155,14 @@ class Replayer:
                     if pred and (pred.nr, pred.producer) == (header.nr, header.producer):
                         self._successor = log.header
                         return pred.pos
-        raise DamagedError(f"no log follows {header.name} although more is known to be fetched", "see mars-status --history")
+        raise DamagedError(f"no log follows {header.name} although more is known to be fetched",
+                           "see mars-status --history")
 
     def _next_log(self, header: FileHeader, end: int) -> None:
         following = self._successor
         if following.pred_digest != self.digest:
-            raise DamagedError(f"{following.name} does not continue {header.name}: other digest at its end", "split brain: see mars-status")
+            raise DamagedError(f"{following.name} does not continue {header.name}: other digest at its end",
+                               "split brain: see mars-status")
         assert self._log is not None
         self._log.close()
         self._log = None

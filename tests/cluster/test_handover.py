@@ -112,7 +112,9 @@ def test_secondary_gives_up_the_role(pair):
 
 def test_same_primary_again_is_no_change(pair):
     """`primary` where it already is: exit 0, same log, same device."""
-    a = pair()["a"]
+    hosts = pair()
+    a, b = hosts
+    scenario.wait_equal(a, b, "data")
 
     def state() -> tuple[str, list[str]]:
         names = [name for name in a.tree() if name.startswith(("resource-data/log-", "resource-data/version-"))]

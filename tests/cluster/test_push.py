@@ -32,7 +32,7 @@ def test_changes_of_one_command_arrive_together_with_their_cause(pair):
     hosts = pair()
     a, b = hosts
     a.run("dd if=/dev/urandom of=/dev/mars/data bs=64k count=8 conv=fsync status=none")
-    b.wait(lambda: b.link("resource-data/actual-a/is-primary") == "1", 60, "the role")
+    scenario.wait_equal(a, b, "data")
     child = b.popen("marsadm primary data")
     while b.link("resource-data/actual-a/is-primary") == "1":
         assert child.poll() in (None, 0)

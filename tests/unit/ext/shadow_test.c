@@ -1,5 +1,5 @@
-/* shadow_test.c SEED ROUNDS: ext/shadow.h against a plain array, under the sanitizers. Prints "ok FULL DEPTH", where FULL is the
- * number of refused changes and DEPTH the deepest tree. A refused change must have changed nothing. */
+/* shadow_test.c SEED ROUNDS: ext/shadow.h against a plain array, under the sanitizers. Prints "ok FULL DEPTH", where
+ * FULL is the number of refused changes and DEPTH the deepest tree. A refused change must have changed nothing. */
 #include "shadow.h"
 
 #include <stdio.h>

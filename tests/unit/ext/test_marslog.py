@@ -1,4 +1,5 @@
-"""The primary's volume by its injector: order of answers, shadow, windows, read-back, full index, full ring, rotation."""
+"""The primary's volume by its injector: order of answers, shadow, windows, read-back, full index, full ring,
+rotation."""
 from __future__ import annotations
 
 import os
@@ -80,7 +81,8 @@ def test_window_ends_at_durable(make_rig):
 
 
 def test_unanswered_stays_behind_the_disk_position(make_rig):
-    """Rule 11: a group whose requests are not all answered is not written back, so that recovery finds their uniques."""
+    """Rule 11: a group whose requests are not all answered is not written back, so that recovery finds their
+    uniques."""
     rig = make_rig()
     rig.write(0, b"a" * 512)
     rig.injector.hold(1)
@@ -196,9 +198,10 @@ def test_full_index_makes_writers_wait(make_rig):
     while writer.is_alive() and not rig.volume.counters["waits"]:
         time.sleep(0.001)
     assert rig.volume.counters["waits"], "64 nodes cannot hold 3000 extents"
-    while writer.is_alive():
-        if rig.volume.wait_work(1 << 40, 5000):         # never enough bytes: only the full index ends the wait
+    while rig.volume.counters["writes"] < 3000:
+        if rig.volume.wait_work(1 << 40, 1000):         # never enough bytes: only the full index ends the wait
             rig.write_back()
+    writer.join(20)
     answers = rig.injector.answered()
     assert len(answers) == 3000 and not any(error for _, error in answers)
     assert rig.logical() == bytes(rig.twin)
@@ -234,6 +237,9 @@ def test_requests_outside_the_device(make_rig):
     for length in (0, marsinject.WRITE_MAX + 512):
         ticket = rig.injector.write(0, bytes(length))
         assert dict(rig.injector.answered())[ticket] == 5
+    for offset, length in ((1, 512), (512, 100), (256, 256)):
+        for ticket in (rig.injector.write(offset, bytes(length)), rig.injector.zero(offset, length)):
+            assert dict(rig.injector.answered()).get(ticket, 5) == 5, "no disk could take it"
     rig.injector.zero(0, 2**64 - 1)
     assert rig.volume.state["appended"] == 0
 
