@@ -169,7 +169,7 @@ cdef class Window:
         cdef void *p
         if room <= self.cap:
             return 0
-        room = (room + 0xfffff) & ~<size_t>0xfffff
+        room = (room + 0xfff) & ~<size_t>0xfff
         p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if p == MAP_FAILED:
             return -ENOMEM

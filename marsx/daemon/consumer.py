@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -26,7 +27,7 @@ from marsx.peer.wire import PeerError, Reason
 from marsx.tree import paths
 from marsx.tree.paths import DELETED
 from marsx.volume import recovery
-from marsx.volume.env import Env
+from marsx.volume.env import Env, Facts
 from marsx.volume.replay import Replayer
 
 LOG = messages.get("daemon.consumer")
@@ -62,6 +63,28 @@ def _report(task: asyncio.Task[None]) -> None:
         LOG.error("%s ended with an unexpected error", task.get_name(), exc_info=task.exception())
 
 
+class _InOrder:
+    """Implements `volume.env.Facts` for copy and replay: the version link is never behind the replay link."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._told: LogPos | None = None
+        self.copy: logcopy.LogCopy | None = None
+
+    def dirty(self, at: LogPos, length: int) -> None:
+        end = LogPos(at.nr, at.producer, at.pos + length)
+        if self.copy is not None and (self._told is None or self._told < end):
+            self.copy.publish()
+        self._facts.dirty(at, length)
+
+    def replayed(self, at: LogPos, digest: str) -> None:
+        self._facts.replayed(at, digest)
+
+    def version(self, end: LogPos, digest: str, previous: str) -> None:
+        self._facts.version(end, digest, previous)
+        self._told = end
+
+
 class Consumer:
     """One resource while this host is a secondary of it. `on_missing(host)`: the source has not got our log any
     more."""
@@ -71,7 +94,8 @@ class Consumer:
     ) -> None:
         self.site = site
         self.resource = resource
-        self.env = env
+        self._facts = _InOrder(env.facts)
+        self.env = dataclasses.replace(env, facts=self._facts)
         self.publisher = publisher
         self.disk_fd = disk_fd
         self.changed = changed
@@ -94,6 +118,7 @@ class Consumer:
     async def recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> None:
         """What do the disk and the local logs hold?"""
         self.copy, self.at, self.digest = await self.site.blocking(self._recover, at, digest, known)
+        self._facts.copy = self.copy
         self.end = End(self.copy.at)
 
     def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, LogPos, str]:
@@ -233,7 +258,7 @@ class Consumer:
     def publish(self) -> None:
         """Positions that move without a durable step (called every logger_report_interval_s)."""
         if self.copy is not None and self.copy.header is not None:
-            self.copy.publish()
+            self.copy.publish(wait=False)
             self.site.store.put(
                 paths.actual(self.resource, self.site.host, "fetched"), f"{self.copy.at},0,{self.copy.digest}"
             )

@@ -58,8 +58,7 @@ class Control:
                 line = await reader.readline()
                 if not line:
                     return
-                answer = await self._answer(line, lambda progress: _write(writer, {"progress": progress}))
-                _write(writer, answer)
+                writer.write(await self._answer(line, lambda told: writer.write(_line({"progress": told}))))
                 await writer.drain()
         except (ConnectionError, ValueError, asyncio.LimitOverrunError):
             return
@@ -67,31 +66,31 @@ class Control:
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer(self, line: bytes, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    async def _answer(self, line: bytes, progress: Callable[[dict[str, Any]], None]) -> bytes:
         try:
             request = json.loads(line)
             handler = self._handlers[request["cmd"]]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return {
-                "error": "the request was not understood",
-                "hint": "marsadm and marsd of the same mars.pyz?",
-                "exit": 2,
-            }
+            return _line(_error("the request was not understood", "marsadm and marsd of the same mars.pyz?", 2))
         try:
-            return await handler(request, progress)
+            return _line(await handler(request, progress))
         except MarsError as err:
-            return {"error": err.text, "hint": err.hint, "exit": err.exit_code}
+            return _line(_error(err.text, err.hint, err.exit_code))
         except asyncio.CancelledError:
             raise
         except OSError as err:
-            return {"error": str(err), "hint": "see marsd.log", "exit": 1}
+            return _line(_error(str(err), "see marsd.log", 1))
         except Exception as err:
             LOG.exception("request %s failed", request.get("cmd"))
-            return {"error": f"unexpected error: {err!r}", "hint": "see marsd.log", "exit": 1}
+            return _line(_error(f"unexpected error: {err!r}", "see marsd.log", 1))
 
 
-def _write(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
-    writer.write(json.dumps(answer).encode() + b"\n")
+def _error(text: str, hint: str, code: int) -> dict[str, Any]:
+    return {"error": text, "hint": hint, "exit": code}
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:

@@ -52,6 +52,7 @@ class LogCopy:
         self._fd = -1
         self._published = 0.0
         self._lock = threading.Lock()
+        self._publishing = threading.Lock()
 
     # ---- peer.fetch.LogSink ----
 
@@ -109,11 +110,10 @@ class LogCopy:
             self._reuse(path, header)
         else:
             os.close(writer.create_log(self.env.directory, header))
-        self.header = header
         self._group = self._record = 0
         self._size = header.device_size
         self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._move(header.start, header.digest0, force=True)
+        self._move(header.start, header.digest0, header)
 
     def _reuse(self, path: str, header: FileHeader) -> None:
         """The file is there from an earlier try: fine if it is the same log; then it starts again from its
@@ -133,20 +133,28 @@ class LogCopy:
             done += os.pwrite(self._fd, data[done:], BLOCK + pos + done)
         durable.overwrite(self._fd, b"", 0, str(self.at.log))
 
-    def _move(self, at: LogPos, digest: str, force: bool = False) -> None:
+    def _move(self, at: LogPos, digest: str, header: FileHeader | None = None) -> None:
         with self._lock:
-            self.at, self.digest = at, digest
-        self._publish(force)
+            self.at, self.digest, self.header = at, digest, header or self.header
+        self._publish(force=header is not None)
         self._on_fetched(at, digest)
 
-    def _publish(self, force: bool = False) -> None:
-        """The version link; not for every feed."""
+    def _publish(self, force: bool = False, wait: bool = True) -> None:
+        """The version link; not for every feed. One at a time, so that an older one never comes after a newer one; the
+        loop must not wait for that, because the others wait for the loop."""
         now = time.monotonic()
         if not force and now - self._published < VERSION_INTERVAL_S:
             return
-        self._published = now
-        if self.header is not None:
-            self.env.facts.version(self.at, self.digest, previous_point(self.header.pred, self.header.pred_digest))
+        if not self._publishing.acquire(blocking=wait):
+            return
+        try:
+            with self._lock:
+                at, digest, header = self.at, self.digest, self.header
+            self._published = now
+            if header is not None:
+                self.env.facts.version(at, digest, previous_point(header.pred, header.pred_digest))
+        finally:
+            self._publishing.release()
 
     @property
     def point(self) -> Point:
@@ -154,9 +162,9 @@ class LogCopy:
         with self._lock:
             return Point(self.digest, self.at)
 
-    def publish(self) -> None:
-        """The version link as it is now."""
-        self._publish(force=True)
+    def publish(self, wait: bool = True) -> None:
+        """The version link as it is now. On the loop `wait` must be False: who publishes just then does it."""
+        self._publish(force=True, wait=wait)
 
     def close(self) -> None:
         if self._fd >= 0:

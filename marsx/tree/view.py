@@ -308,7 +308,7 @@ class View:
     # Messages
 
     def messages(self, resource: str, host: str) -> dict[str, str]:
-        """KEY -> text of the messages of a host about a resource that still stand (not `OK`)."""
+        """KEY -> text, without its stamps, of the messages of a host about a resource that still stand (not `OK`)."""
         names = self._resources.get(resource, {}).get("message", ())
         return self._standing(name for name in names if name.host == host)
 
@@ -322,7 +322,7 @@ class View:
 
     def _standing(self, names: Iterable[Name]) -> dict[str, str]:
         texts = {name.key: self._values[name.rel] for name in names}
-        return {key: text for key, text in sorted(texts.items()) if not text.startswith("OK")}
+        return {key: _STAMPS.sub("", text) for key, text in sorted(texts.items()) if not text.startswith("OK")}
 
     def _rel(self, build: Callable[..., str], *parts: str | int) -> str:
         try:

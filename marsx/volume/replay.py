@@ -143,6 +143,8 @@ class Replayer:
     def _open(self) -> None:
         path = os.path.join(self.env.directory, self.at.log)
         self._log = reader.open_log(path, self.env.uuid, self.env.resource)
+        if not self.at.pos:
+            self.digest = self._log.header.digest0          # who begins here may not have known it
         digest = bytes.fromhex(self.digest) if self.at.pos else b""
         self._cursor = marsreplay.Cursor(self._log.header.pack(), self.at.pos, digest)
 

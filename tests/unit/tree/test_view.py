@@ -27,8 +27,8 @@ BASE = {
     paths.syncstatus("r", "b"): "4096", paths.replay("r", "b"): "log-000000001-a,4096,512",
     paths.actual("r", "b", "open-count"): "2", paths.host_actual("a", "emergency"): "3", paths.maxnr("old"): "4",
     paths.connect_pref("r", "b"): "c,a", paths.host_default("b", "sync-limit"): "2",
-    paths.message("r", "b", "err-x"): "1.0 1.0 broken", paths.message("r", "b", "inf-y"): "OK",
-    paths.message("", "b", "wrn-z"): "1.0 1.0 slow", paths.block_size("r"): "4096", paths.actsize("r", "b"): "9000",
+    paths.message("r", "b", "err-x"): "broken", paths.message("r", "b", "inf-y"): "OK",
+    paths.message("", "b", "wrn-z"): "slow", paths.block_size("r"): "4096", paths.actsize("r", "b"): "9000",
     paths.granted("r", "a"): f"b,log-000000001-a,4096,{D1}", paths.maxnr("r"): "000000001",
 }
 
@@ -44,7 +44,7 @@ def test_what_is_there_is_found():
     assert v.replay("r", "b") == Replay(LogPos(1, "a", 4096), 512)
     assert (v.open_count("r", "b"), v.emergency("a"), v.sync_limit("b"), v.sync_rest("r", "b")) == (2, 3, 2, 4096)
     assert v.connect_pref("r", "b") == ("c", "a")
-    assert v.messages("r", "b") == {"err-x": "1.0 1.0 broken"} and v.host_messages("b") == {"wrn-z": "1.0 1.0 slow"}
+    assert v.messages("r", "b") == {"err-x": "broken"} and v.host_messages("b") == {"wrn-z": "slow"}
     assert v.granted("r", "a") == Grant("b", Mark(LogPos(1, "a", 4096), D1))
 
 
