@@ -73,6 +73,8 @@ if mars_crc32c_env() != 0 or mars_xxh3_env() != 0:
 
 cdef enum:
     N_GROUPS = 64                   # groups open, waiting, being written or being answered
+    BATCH = 8                       # `batch` at first: a second write is begun beside another only for so many records
+    BATCH_BYTES = 256 << 10         # or bytes: small groups cost more processor than they save time
     IN_FLIGHT = 2                   # group writes at the same time: two reach the device's rate (design D 4)
     GROUP_PAYLOAD = 8 << 20         # a group is closed before it gets longer
     N_FLUSH = 256
@@ -131,6 +133,7 @@ cdef class Volume:
         self.event_fd = event_fd
         self.flush_ns = 20000000
         self.allocate_step = 64 << 20
+        self.batch = BATCH
         if ring_bytes < (16 << 20) or ring_bytes & (ring_bytes - 1):
             raise ValueError("ring_bytes must be a power of two, at least 16 MiB")
         self.ring_size = ring_bytes
@@ -499,29 +502,50 @@ cdef class Volume:
         memcpy(self.seal.digest, g.digest, 16)
 
     cdef int write_group(self, Group *g, Segment s) noexcept nogil:
-        """Not locked. The group's bytes into the log file; waits (and says so) while /mars has no room."""
+        """Not locked. The group's bytes into the log file, whose space is there already (has_space)."""
         cdef uint64_t off = MARS_BLOCK + g.vstart - s.base
-        cdef uint64_t length = g.vend - g.vstart
-        cdef uint64_t end = off + length
+        cdef int rc = -ENOSPC
+        while no_space(rc):
+            rc = mars_pwrite_all(s.fd, self.ring + g.vstart % self.ring_size, g.vend - g.vstart, off)
+            if no_space(rc) and self.stall(rc) < 0:             # file systems that promise no space ahead
+                break
+        return rc
+
+    cdef int has_space(self, Group *g) noexcept nogil:
+        """Locked (given up while allocating). 1: the file has room for this group. 0: somebody is making room, or /mars is full: then the
+        group stays where it is, so that a rotation is still possible, and the flusher tries again."""
+        cdef Segment s = self.seg[self.n_seg - 1]
+        cdef uint64_t end = MARS_BLOCK + up(g.vend) - s.base
         cdef int rc = 0
+        if end <= s.allocated:
+            return 1
+        if self.extending:
+            return 0
+        self.extending = 1
+        pthread_mutex_unlock(&self.lock)
+        rc = self.allocate(&s, self.allocate_step)
         while rc == 0 and end > s.allocated:
             rc = self.allocate(&s, self.allocate_step)
-            if no_space(rc):
-                rc = self.allocate(&s, end - s.allocated)       # the rest of /mars may still take this group
-            if no_space(rc):
-                rc = self.stall(rc)
-        while rc == 0:
-            rc = mars_pwrite_all(s.fd, self.ring + g.vstart % self.ring_size, length, off)
-            if rc == 0:
-                break
-            if no_space(rc):                                    # file systems that promise no space ahead
-                rc = self.stall(rc)
-        if rc == 0 and self.stalled:
-            pthread_mutex_lock(&self.lock)
+        if no_space(rc):
+            rc = self.allocate(&s, end - s.allocated)           # the rest of /mars may still take this group
+        pthread_mutex_lock(&self.lock)
+        self.extending = 0
+        pthread_cond_broadcast(&self.space)
+        if no_space(rc):
+            if self.stalled == 0:
+                self.stalled = clock_ns(CLOCK_MONOTONIC)
+                self.notify()
+                pthread_cond_broadcast(&self.work)
+            return 0
+        if rc < 0:
+            self.fail(rc, FAIL_LOG_WRITE)
+            return 0
+        if self.stalled:
             self.stalled = 0
-            pthread_mutex_unlock(&self.lock)
             self.notify()
-        return rc
+        # the world may have changed meanwhile: look again
+        return self.g_commit < self.g_next and g == &self.groups[self.g_commit % N_GROUPS] and not self.frozen \
+            and MARS_BLOCK + up(g.vend) - self.seg[self.n_seg - 1].base <= self.seg[self.n_seg - 1].allocated
 
     cdef int stall(self, int rc) noexcept nogil:
         """Not locked. /mars is full: say so and wait a moment. 0: try again; the error when the volume is to stop."""
@@ -563,6 +587,12 @@ cdef class Volume:
         pthread_mutex_lock(&self.lock)
         while self.in_flight < IN_FLIGHT and not self.frozen and self.failed == 0 and self.g_commit < self.g_next:
             g = &self.groups[self.g_commit % N_GROUPS]
+            if not self.has_space(g):
+                if self.stalled or self.extending:
+                    break
+                continue
+            if self.in_flight and g.state == G_OPEN and g.n < self.batch and g.vend - g.vstart < BATCH_BYTES:
+                break                                           # let it grow: who ends the write before takes it
             if g.state == G_OPEN:
                 self.close_group()
             self.seal_group(g)
@@ -759,7 +789,7 @@ cdef class Volume:
         with nogil:
             while True:
                 pthread_mutex_lock(&self.lock)
-                while not self.stop and (self.failed or self.written == self.durable):
+                while not self.stop and not self.stalled and (self.failed or self.written == self.durable):
                     pthread_cond_wait(&self.work, &self.lock)
                 if self.stop and (self.failed or self.written == self.durable):
                     pthread_mutex_unlock(&self.lock)
@@ -777,6 +807,7 @@ cdef class Volume:
                     pthread_mutex_unlock(&self.lock)
                 if not self.stop:
                     sleep_ns(self.flush_ns)
+                self.commit()                                   # what waited for space, or for us making it
                 self.sync_all()
 
     # ---- read ----

@@ -87,6 +87,7 @@ cdef class Volume:
     cdef Cursor wb
     cdef public uint64_t flush_ns
     cdef public uint64_t allocate_step
+    cdef public uint32_t batch
     # counters
     cdef uint64_t c_writes, c_write_bytes, c_reads, c_read_bytes, c_discards, c_flushes
     cdef uint64_t c_groups, c_syncs, c_waits, c_readback, c_known
@@ -110,6 +111,7 @@ cdef class Volume:
     cdef int write(self, const mars_req *req, const uint8_t *data, uint64_t off, uint32_t length) noexcept nogil
     cdef int zero(self, const mars_req *req, int kind, uint64_t off, uint64_t length) noexcept nogil
     cdef void seal_group(self, Group *g) noexcept nogil
+    cdef int has_space(self, Group *g) noexcept nogil
     cdef int write_group(self, Group *g, Segment s) noexcept nogil
     cdef int stall(self, int rc) noexcept nogil
     cdef int allocate(self, Segment *s, uint64_t step) noexcept nogil

@@ -20,6 +20,7 @@ clock, which is good for a display and for nothing else.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos, parse_decimal
 from marsx.tree import paths
 from marsx.tree.paths import DELETED, NONE, Name
+
+_STAMPS = re.compile(r"^\d+\.\d+ \d+\.\d+ ")
 
 DIGEST_LENGTH = 32
 SECOND_NS = 1_000_000_000

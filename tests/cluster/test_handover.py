@@ -69,12 +69,15 @@ def test_refused_while_sync_or_replay_is_off(pair):
     done = b.run("marsadm primary data", check=False)
     assert done.returncode == 3 and "replay" in done.stderr
     b.run("marsadm resume-replay data")
-    b.run("marsadm pause-sync data")
+    b.run(["sh", "-c", "echo 0 > /run/mars/sys/do_fast_fullsync"])
+    a.run("dd if=/dev/urandom of=/dev/mars/data bs=1M count=16 oflag=direct status=none")
+    scenario.wait_equal(a, b, "data")
+    hosts.net.shape("b", "20mbit")
     b.run("marsadm invalidate data")
     done = b.run("marsadm primary data", check=False)
     assert done.returncode == 3 and "sync" in done.stderr
     assert b.link("resource-data/primary") == before == "a" and a.devices() == ["data"]
-    b.run("marsadm resume-sync data")
+    hosts.net.unshape("b")
     scenario.wait_equal(a, b, "data")
 
 

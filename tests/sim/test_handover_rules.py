@@ -14,7 +14,8 @@ import pytest
 
 from marsx.daemon import plan as planner
 from marsx.tree.view import View
-from tests.sim.handover_world import Rules, Violation, World
+from tests.sim.handover_host import Rules, Violation
+from tests.sim.handover_world import World
 
 FIRST, LAST = map(int, os.environ.get("MARS_SIM_SEEDS", "0:2000").split(":"))
 PARTS = 4

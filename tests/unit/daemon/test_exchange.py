@@ -342,7 +342,7 @@ def test_relay_for_hosts_without_session(play) -> None:
 
 
 def test_words_about_a_host_with_session_wait_until_it_ends(play) -> None:
-    """Rules 19 and 26c: a's line to c dies with a fact in it; b has told c about it before c noticed. It is not lost."""
+    """Rules 19 and 26c: a's line to c dies with a fact in it; b has told c about it before c noticed. It is kept."""
     async def work(net: Net) -> None:
         net.cut("c", "a")
         end = net.ends["a", "c"][0]

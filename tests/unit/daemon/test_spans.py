@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -142,14 +143,25 @@ def stage(make_site, tmp_path):
             with Serving(make_site(SIZE), first=True, threads=threads) as serving:
                 host, secondary = Host(serving, executor), Secondary(tmp_path, executor)
                 try:
-                    return await asyncio.wait_for(play(host, secondary), 60)
+                    return await play(host, secondary)
                 finally:
                     await secondary.close()
                     await host.gate.shut()
                     await host.close()
                     executor.shutdown()
-        return asyncio.run(all_of_it())
+        # Not a timeout of the loop: what hangs may be the loop itself.
+        before = signal.signal(signal.SIGALRM, hangs)
+        signal.alarm(60)
+        try:
+            return asyncio.run(all_of_it())
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
     return run
+
+
+def hangs(*_: object) -> None:
+    raise AssertionError("the test hangs")
 
 
 def load(host: Host, rng: random.Random, n: int) -> None:

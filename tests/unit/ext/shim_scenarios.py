@@ -57,6 +57,7 @@ def stays(condition: Callable[[], object]) -> None:
 
 def two_groups(rig: Rig, **first: object) -> tuple[int, list[threading.Thread]]:
     """Group 0 is held in its pwrite, group 1 behind it is written; neither may be answered."""
+    rig.volume.batch = 1
     gate = rule(PWRITE, rig.fds[1], 1, hold=True, **first)
     threads = [rig.spawn(lambda: rig.write(0, b"0" * 4096))]
     until(lambda: SHIM.shim_waiting() == 1)
