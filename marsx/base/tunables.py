@@ -86,7 +86,6 @@ _TABLE = (
     Tunable("sync_limit", 0, "resources", 0, 10_000, "how many resources sync at once here; 0 = no limit"),
     Tunable("sync_flip_interval_sec", 60, "s", 0, 10**6, "after this time a sync lets a waiting one go; < 8 = never"),
     Tunable("sync_fly", 8, "spans", 1, 256, "spans asked for at once"),
-    Tunable("sync_span_kb", 1024, "KiB", 64, 16384, "size of a span"),
     Tunable("copy_timeout", 180, "s", 1, 10**6, "a span not answered by then: connect again"),
     # Cluster and network.
     Tunable("alive_window", 30, "s", 1, 10**6, "a peer not heard for so long counts as down"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from marsx.daemon.resource import Runner
     from marsx.daemon.worker import Worker
 
+LOG_LEAST = 64 << 20
+
 
 def lowest_needed(worker: Worker, runner: Runner) -> int:
     """Logs with smaller numbers are not needed by anybody."""
@@ -86,17 +88,20 @@ def _first_of_run(numbers: tuple[int, ...]) -> int:
 
 
 async def rotate_if_long(worker: Worker, runner: Runner) -> None:
-    """logrot_auto_gb, and never more than a 32nd of the file system of the logs (facts 3.6), at least 1 GiB."""
+    """logrot_auto_gb, and never more than a 32nd of the file system of the logs but at least 1 GiB (facts 3.6); on a small
+    one never more than an eighth, so that something can be deleted. A log that found no room any more is ended too."""
     producer = runner.producer
     limit_gb = worker.site.settings.get("logrot_auto_gb")
     if producer is None or producer.primary.volume is None or not limit_gb:
         return
     stat = os.statvfs(worker.site.store.root)
-    limit = min(limit_gb << 30, max(1 << 30, stat.f_blocks * stat.f_frsize // 32))
-    if producer.primary.volume.state["durable"] >= limit:
+    total = stat.f_blocks * stat.f_frsize
+    limit = min(limit_gb << 30, max(1 << 30, total // 32), max(LOG_LEAST, total // 8))
+    state = producer.primary.volume.state
+    if state["durable"] >= limit or (state["stalled_ns"] and state["durable"]):
         async with runner.exclusive():
-            if runner.producer is not None:
-                await runner.producer.rotate()
+            if runner.producer is producer:
+                await producer.rotate()
 
 
 def delete_if_scarce(worker: Worker, runner: Runner) -> None:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from marsx.base.position import LogPos
 from marsx.tree import paths
 from marsx.tree.roles import Right, right_holder
-from marsx.tree.view import View
+from marsx.tree.view import Mark, View
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,20 @@ def may_produce(view: View, resource: str, host: str, local: Local) -> tuple[boo
     if right.host == host:
         if right.mark is None:
             return True, ""
-        if local.at is not None and (local.at, local.digest) == (right.mark.pos, right.mark.digest):
+        if _is_at(view, resource, host, local, right.mark):
             return True, ""
         return False, f"the log up to {right.mark.pos} is not replayed yet"
     return False, f"{right.host} has not granted the right to write to this host"
+
+
+def _is_at(view: View, resource: str, host: str, local: Local, mark: Mark) -> bool:
+    """Is the disk at this position? The beginning of an empty log is the end of the log before it (rule 7)."""
+    if local.at is None:
+        return False
+    if local.at.pos == 0 and local.at.nr == mark.pos.nr + 1:
+        version = view.version(resource, host, local.at.nr)
+        return version is not None and version.end.pos == local.at and version.previous == mark
+    return (local.at, local.digest) == (mark.pos, mark.digest)
 
 
 def waiting_hosts(view: View, resource: str, host: str) -> list[str]:
@@ -111,8 +121,8 @@ def _at_the_end(right: Right, local: Local) -> bool:
         return False
     if right.mark is not None:
         return True
-    return (local.at is not None and local.at == local.fetched and bool(local.digest)
-            and local.digest == local.fetched_digest)
+    return (local.at is not None and (local.at.nr, local.at.producer) == (right.nr, right.producer)
+            and local.at == local.fetched and bool(local.digest) and local.digest == local.fetched_digest)
 
 
 def plan(view: View, resource: str, host: str, local: Local) -> Plan:

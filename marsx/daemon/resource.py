@@ -24,7 +24,7 @@ from marsx.daemon.facts import Publisher
 from marsx.daemon.plan import Local, Plan, plan
 from marsx.daemon.producer import Producer
 from marsx.daemon.site import Site
-from marsx.daemon.spans import DiskSpans, resume_of
+from marsx.daemon.spans import DiskSpans, resume_of, stale_sync
 from marsx.log import reader
 from marsx.peer.sync import sync_resource
 from marsx.peer.syncparts import SyncRestart
@@ -370,6 +370,10 @@ class Runner:
     async def _secondary(self, want: Plan) -> bool:
         consumer = self.consumer
         assert consumer is not None
+        if stale_sync(self.site.view(), self.resource, self.site.host):
+            self.site.say(self.resource, "inf-sync-start", "the history has parted below syncpos: the sync begins again")
+            self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
+            return True
         if consumer.copy is None:
             if want.primary or self.trouble:
                 return False
@@ -427,8 +431,16 @@ class Runner:
         link, _ = await self.site.dial(host, "sync")
         try:
             self.site.say(self.resource, "inf-sync", f"syncing '{self.resource}' from {host}")
-            fast = bool(self.site.settings.get("do_fast_fullsync"))
-            await sync_resource(link, self.resource, sink, executor=self.site.executor, fast=lambda: fast)
+            settings = self.site.settings
+            await sync_resource(
+                link,
+                self.resource,
+                sink,
+                executor=self.site.executor,
+                fast=lambda: bool(settings.get("do_fast_fullsync")),
+                answer_timeout=float(settings.get("copy_timeout")),
+                fly=settings.get("sync_fly"),
+            )
         finally:
             await link.close()
         for key in ("err-sync", "inf-sync", "inf-sync-start"):

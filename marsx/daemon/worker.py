@@ -341,8 +341,8 @@ class Worker:
                         await runner.tick()
                     if count % 10 == 0:
                         housekeeping.follow_deletion(self, runner)
-                        housekeeping.delete_if_scarce(self, runner)
-                        await housekeeping.rotate_if_long(self, runner)
+                    housekeeping.delete_if_scarce(self, runner)
+                    await housekeeping.rotate_if_long(self, runner)
                 self.store.retry()
                 if count % 5 == 0:
                     self._kick_all()

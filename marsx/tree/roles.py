@@ -28,8 +28,9 @@ class Right(NamedTuple):
 
 
 def newest_log(view: View, resource: str) -> tuple[int, str]:
-    """(number, producer) of the newest log that any version link knows; (0, "") if none. An empty log counts: its
-    producer took the right."""
+    """(number, producer) of the newest log that any version link knows; (0, "") if none. An empty log counts, its
+    producer took the right; but not when that host's own link is gone: then it was withdrawn (rule 7), and others only
+    have its header yet."""
     best = (0, False, "")
     designated = view.designated(resource)
     for host, links in view.version_texts(resource).items():
@@ -37,6 +38,8 @@ def newest_log(view: View, resource: str) -> tuple[int, str]:
             version = view.version(resource, host, nr)
             if version is not None and nr >= best[0]:
                 producer = version.end.pos.producer
+                if version.end.pos.pos == 0 and host != producer and not view.version_text(resource, producer, nr):
+                    continue
                 best = max(best, (version.end.pos.nr, producer == designated, producer))
     return best[0], best[2]
 

@@ -28,6 +28,12 @@ PREALLOCATE = 64 << 20
 FAILURES: dict[int, str] = marslog.FAILURES
 
 
+def _space_ahead(directory: str) -> int:
+    """Bytes of log to allocate at a time: a sixteenth of what is free at most, 0 when there is next to nothing."""
+    stat = os.statvfs(directory)
+    return min(PREALLOCATE, stat.f_bavail * stat.f_frsize // 16) >> 20 << 20
+
+
 class Primary:
     """One resource's volume on its primary. disk_fd: O_DIRECT, stays the caller's."""
 
@@ -112,9 +118,11 @@ class Primary:
                             device_size=env.device_size, block_size=env.block_size,
                             lamport_ns=stamp, real_ns=time.time_ns(),
                             pred=pred, pred_digest=pred_digest)
-        fd = writer.create_log(env.directory, header, PREALLOCATE)
-        allocated = record.BLOCK + PREALLOCATE
+        ahead = _space_ahead(env.directory)
+        fd = writer.create_log(env.directory, header, ahead)
+        allocated = record.BLOCK + ahead
         assert self.volume is not None
+        self.volume.allocate_step = max(ahead, 1 << 20)
         self.volume.set_lamport(stamp)
         # known before the volume uses it: other threads ask for the header of whatever log the volume names
         self._fds[nr] = fd

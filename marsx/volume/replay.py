@@ -95,6 +95,10 @@ class Replayer:
             if self._log is not None:
                 self._log.close()
 
+    def _current_limit(self) -> LogPos:
+        with self._wake:
+            return self._limit()
+
     def _limit(self) -> LogPos:
         return self._fetched if self._bound is None else min(self._fetched, self._bound)
 
@@ -110,16 +114,16 @@ class Replayer:
             self._open()
         assert self._log is not None and self._cursor is not None
         header = self._log.header
+        # Not under the lock: these read files and publish, and the loop takes the lock to move bound and fetched.
+        limit = self._current_limit()
+        end = limit.pos if limit.nr == header.nr else self._end_of_log(header)
+        if self._cursor.pos >= end:
+            if limit.nr > header.nr:
+                self._next_log(header, end)
+            return
         with self._wake:
-            limit = self._limit()
-            if limit.nr == header.nr:
-                end = limit.pos
-            else:
-                end = self._end_of_log(header)
-            if self._cursor.pos >= end:
-                if limit.nr > header.nr:
-                    self._next_log(header, end)
-                return
+            if self._limit() < limit:
+                return                      # a lower bound was set meanwhile: look again
             self._busy = True
             self._window_end = LogPos(header.nr, header.producer, end)
         try:
@@ -168,6 +172,7 @@ class Replayer:
         assert self._log is not None
         self._log.close()
         self._log = None
-        self.at, self.digest = following.start, following.digest0
+        with self._wake:
+            self.at, self.digest = following.start, following.digest0
         self.env.facts.replayed(self.at, self.digest)
         self.on_progress(self.at)

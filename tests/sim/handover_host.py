@@ -14,6 +14,7 @@ from marsx.daemon import plan as planner
 from marsx.daemon.exchange import Intake
 from marsx.daemon.plan import Local
 from marsx.tree import paths
+from marsx.tree.paths import DELETED
 from marsx.tree.roles import right_holder
 from marsx.tree.store import Entry, Store
 from marsx.tree.view import View
@@ -110,6 +111,7 @@ class Rules:
     ordered: bool = True  # rule 19
     durable_role: bool = True  # rule 21
     weak_rollback: bool = True  # rule 24
+    step_back: bool = True  # rule 7: a fetched log that is empty is dropped for another one of that number
     force: bool = False  # primary --force happens (then two hosts may write the same log number)
 
 
@@ -209,8 +211,28 @@ class Host:
         assert replay is not None
         self.at, nr = replay.pos, max(self.logs)
         self.fetched = self.logs[nr][0].at(self.logs[nr][1])
+        self._withdraw_own()
         self.publish()
         self.kicked = True
+
+    def _withdraw_own(self) -> None:
+        """Rule 7: the producer of an empty log takes it back when it steps down."""
+        log = self.logs[max(self.logs)][0]
+        if log.producer == self.name and self._drop_empty():
+            self.world.withdrawn.add(log.nr)
+
+    def _drop_empty(self) -> bool:
+        """The newest log is empty: back to the end of the one before."""
+        log, length = self.logs[max(self.logs)]
+        if length or log.pred is None:
+            return False
+        del self.logs[log.nr]
+        self.store.put_many([(paths.version(RES, log.nr, self.name), DELETED)])
+        self.fetched = log.pred
+        if self.at is not None and self.at.nr == log.nr:
+            self.at = log.pred
+            self.store.put_many([(paths.replay(RES, self.name), f"{log.pred},0")])
+        return True
 
     def _become_primary(self) -> Iterator[None]:
         self.fetch_from, self.replaying = "", False
@@ -242,6 +264,7 @@ class Host:
         yield
         self.store.make_durable([paths.version(RES, log.nr, self.name), paths.replay(RES, self.name)])
         self.producer, self.at, self.fetched = None, log.at(log.length), log.at(log.length)
+        self._withdraw_own()
         yield
         waiting = planner.plan(self.view(), RES, self.name, self.local()).grant_to
         if waiting:
@@ -286,7 +309,11 @@ class Host:
         log, length = self.logs[nr]
         theirs = source.logs.get(nr)
         after = source.logs.get(nr + 1)
-        if theirs is None or theirs[0] is not log:
+        if theirs is None:
+            return
+        if theirs[0] is not log:
+            # Another log of this number: ours is no history if it is empty (rule 7), else it is a split.
+            self.kicked = self.world.rules.step_back and self._drop_empty()
             return
         if theirs[1] > length:
             length += GROUP * self.world.rng.randint(1, (theirs[1] - length) // GROUP)

@@ -41,6 +41,7 @@ class World:
         self.now = 1_000_000_000_000_000_000
         self.logs: dict[int, Log] = {}
         self.started = self.grants = 0
+        self.withdrawn: set[int] = set()
         self.history: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         self.genuine: list[Entry] = []
         self.rollbacks: list[tuple[Entry, Entry]] = []
@@ -86,12 +87,15 @@ class World:
             others = [h.name for h in self.hosts.values() if h is not host and h.up and h.producer is not None]
             if others:
                 raise Violation(f"{host.name} becomes primary beside {others}")
-            if log.nr in self.logs:
+            if log.nr in self.logs and log.nr not in self.withdrawn:
                 raise Violation(f"log {log.nr} is begun by {self.logs[log.nr].producer} and by {host.name}")
+            if self.logs[pred.nr].producer != pred.producer:
+                raise Violation(f"{host.name} begins log {log.nr} beside the history, after {pred}")
             end = self.logs[pred.nr].length
             if pred.pos != end:
                 raise Violation(f"{host.name} begins log {log.nr} at {pred}, but log {pred.nr} ends at {end}")
-        self.logs.setdefault(log.nr, log)
+        self.logs[log.nr] = log
+        self.withdrawn.discard(log.nr)
         return log
 
     def check_order(self, host: Host) -> None:

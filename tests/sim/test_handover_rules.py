@@ -55,12 +55,12 @@ def test_handover(part: int) -> None:
 def test_forced_roles_win() -> None:
     """Rule 24: a `primary` that is taken back never wins over a primary that was decided for meanwhile."""
     rollbacks = 0
-    for seed in range(FIRST, FIRST + (LAST - FIRST) // 5):
+    for seed in range(FIRST, FIRST + (LAST - FIRST) // 8):
         try:
             rollbacks += len(history(seed, Rules(force=True)).rollbacks)
         except (Violation, AssertionError) as error:
             pytest.fail(f"seed {seed}: {error}")
-    assert LAST - FIRST < 500 or rollbacks > 20
+    assert LAST - FIRST < 500 or rollbacks > 10
 
 
 def found(pattern: str, rules: Rules | None = None) -> bool:
@@ -102,6 +102,11 @@ def test_a_role_that_is_not_durable_is_forgotten() -> None:
 def test_a_strong_rollback_beats_a_forced_primary() -> None:
     """Rule 24 taken out."""
     assert found("was taken back over", Rules(weak_rollback=False, force=True))
+
+
+def test_who_holds_on_to_an_empty_log_is_stuck() -> None:
+    """Rule 7 taken out: the header of a log that its producer withdrew was fetched, and another one has that number."""
+    assert found("does not become primary", Rules(step_back=False))
 
 
 def test_a_grant_from_the_disk_position_loses_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:

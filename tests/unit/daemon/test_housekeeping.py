@@ -228,7 +228,7 @@ def test_rotate_if_long(place: Place, disk, written: int, total: int, rotates: i
         turns.append("in")
         yield
         turns.append("out")
-    volume = SimpleNamespace(state={"durable": written})
+    volume = SimpleNamespace(state={"durable": written, "stalled_ns": 0})
     place.runner.producer = SimpleNamespace(primary=SimpleNamespace(volume=volume), rotate=rotate)
     place.runner.exclusive = exclusive
     disk(GIB, total)

@@ -115,6 +115,10 @@ NOBODY = {"primary": "(none)", "actual_a_is-primary": "0"}
                  id="not while the disk is behind the own log"),
     pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, fetched=None), {**SECOND, "fetch_from": "b"}, {},
                  id="not while the own log was not read"),
+    pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, fetched_digest=D0), {**SECOND, "fetch_from": "b"}, {},
+                 id="not from a position with other contents"),
+    pytest.param("a", {**NOBODY, "want_b": "x", "version_b_2": f"{D},log-000000002-a,4096:"}, AT_END,
+                 {**SECOND, "fetch_from": "b"}, {}, id="not from the end of an older log (a grant that nobody believes)"),
     pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, connected=frozenset("c")),
                  {**SECOND, "fetch_from": "c"}, {}, id="not to a host that does not hear it"),
     pytest.param("a", {**NOBODY, "want_b": "x", "want_c": "y"}, AT_END,
@@ -208,6 +212,15 @@ def test_may_produce(holder: str, at_mark: bool, forced: bool, never: bool, yes:
 def test_a_grant_is_for_just_one_end(local: Local) -> None:
     """Rule 18 and rule 6: other contents, another producer, more, or nothing: no."""
     assert may_produce(tree(primary="b", **GRANT_B), R, "b", local)[0] is False
+
+
+@pytest.mark.parametrize(("before", "yes"), [
+    (f"{D},{END}", True), (f"{D0},{END}", False), (f"{D},log-000000001-a,4096", False), ("", False)])
+def test_the_beginning_of_an_empty_log_is_the_end_before(before: str, yes: bool) -> None:
+    """Rule 7: b has fetched the header of a's empty log 2, a has withdrawn it and granted the end of log 1."""
+    view = tree(primary="b", **GRANT_B, version_b_2=f"{D0},log-000000002-a,0:{before}")
+    local = replace(AT_END, at=LogPos(2, "a", 0), digest=D0)
+    assert may_produce(view, R, "b", local)[0] is yes
 
 
 def test_a_to_b_to_a() -> None:

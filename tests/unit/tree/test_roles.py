@@ -44,7 +44,13 @@ def test_no_log_no_right() -> None:
     pytest.param([grant("a", "b", 10, nr=2)], ("a", 1, "a", False, 0), id="for another log"),
     pytest.param([grant("a", "b", 10, producer="z")], ("a", 1, "a", False, 0), id="for the log of another producer"),
     pytest.param([grant("a", "b", 10), version("c", 2, "b")], ("b", 2, "b", False, 0), id="used up"),
-    pytest.param([grant("a", "b", 10), version("c", 2, "b", 0)], ("b", 2, "b", False, 0), id="used up, empty log"),
+    pytest.param([grant("a", "b", 10), version("b", 2, "b", 0)], ("b", 2, "b", False, 0), id="used up, empty log"),
+    pytest.param([grant("a", "b", 10), version("b", 2, "b", 0), version("c", 2, "b", 0)], ("b", 2, "b", False, 0),
+                 id="used up, empty log, its producer says so too"),
+    pytest.param([version("b", 2, "a", 0)], ("a", 1, "a", False, 0), id="an empty log that a has withdrawn"),
+    pytest.param([grant("a", "b", 10), version("b", 2, "a", 0)], ("b", 1, "a", True, 10),
+                 id="granted after it was withdrawn"),
+    pytest.param([version("b", 2, "a")], ("a", 2, "a", False, 0), id="a log with contents, known to another one only"),
     pytest.param([(paths.granted("r", "a"), "rubbish", 10)], ("a", 1, "a", False, 0), id="damaged"),
 ])
 def test_holder(entries: list[tuple[str, str, int]], holder: tuple[str, int, str, bool, int]) -> None:
