@@ -88,8 +88,9 @@ def _first_of_run(numbers: tuple[int, ...]) -> int:
 
 
 async def rotate_if_long(worker: Worker, runner: Runner) -> None:
-    """logrot_auto_gb, and never more than a 32nd of the file system of the logs but at least 1 GiB (facts 3.6); on a small
-    one never more than an eighth, so that something can be deleted. A log that found no room any more is ended too."""
+    """logrot_auto_gb, and never more than a 32nd of the file system of the logs but at least 1 GiB (facts 3.6); on a
+    small one never more than an eighth, so that something can be deleted. A log that found no room any more is ended
+    too."""
     producer = runner.producer
     limit_gb = worker.site.settings.get("logrot_auto_gb")
     if producer is None or producer.primary.volume is None or not limit_gb:

@@ -36,7 +36,7 @@ class LogCopy:
         at: LogPos,
         digest: str,
         header: FileHeader | None,
-        next_group: int,
+        next_group: int | None,
         next_record: int,
         device_size: int,
         on_fetched: Callable[[LogPos, str], None],
@@ -71,7 +71,8 @@ class LogCopy:
         assert self.header is not None
         if (nr, producer, pos) != (self.at.nr, self.at.producer, self.at.pos):
             raise MarsError(f"log bytes of {nr},{producer},{pos} came while the copy ends at {self.at}")
-        checked = reader.check_buffer(data, self.header, pos, self.digest, self._group, self._record, self._size)
+        group, number = self._numbers(data)
+        checked = reader.check_buffer(data, self.header, pos, self.digest, group, number, self._size)
         if checked.state == "bad":
             raise DamagedError(
                 f"{self.header.name}: what came from the peer is not a valid log, {checked.detail}",
@@ -82,6 +83,15 @@ class LogCopy:
             self._group, self._record, self._size = checked.next_group, checked.next_record, checked.device_size
             self._move(LogPos(nr, producer, checked.pos), checked.digest)
         return Fed(checked.pos, max(checked.need, BLOCK))
+
+    def _numbers(self, data: bytes | memoryview) -> tuple[int, int]:
+        """Numbers of the next group and record. Not known after a start at the very end of the log: then those that the
+        next group says itself, which is believed because its header continues the chain."""
+        if self._group is not None:
+            return self._group, self._record
+        if len(data) < BLOCK:
+            return 0, 0  # too little to be looked at
+        return record.group_numbers(data)
 
     def next(self, nr: int, producer: str, end: int, header: bytes) -> None:
         found = FileHeader.parse(header)
@@ -176,7 +186,8 @@ def from_recovered(env: Env, logs: list, on_fetched: Callable[[LogPos, str], Non
     """The copy whose end recovery found (`volume.recovery`)."""
     last = logs[-1]
     scan = last.scan
-    group, rec, size = scan.next_group, scan.next_record, scan.device_size
+    group: int | None = scan.next_group if scan.groups or not last.start else None
+    rec, size = scan.next_record, scan.device_size
     return LogCopy(
         env, last.position, last.digest, last.header, group, rec, size or last.header.device_size, on_fetched
     )

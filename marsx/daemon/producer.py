@@ -68,7 +68,11 @@ class Producer:
             self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
             self.site.thread(f"wb-{self.resource}", self.primary.writeback_body),
         ]
-        await self._serve_device(kept)
+        try:
+            await self._serve_device(kept)
+        except BaseException:
+            await self.close()
+            raise
 
     async def _serve_device(self, kept: bool) -> None:
         self.frontend = serve.Frontend(self.primary.volume, self.resource)

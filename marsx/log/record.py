@@ -261,6 +261,12 @@ def group_digest_before(block: bytes, header: FileHeader, pos: int) -> str | Non
     return digest.hex()
 
 
+def group_numbers(block: bytes | memoryview) -> tuple[int, int]:
+    """(group number, number of the first record) as a group's header block says them; nothing is checked here."""
+    fields = GROUP_FIELDS.unpack_from(block)
+    return fields[6], fields[13]
+
+
 _FETCH_IT = "if a peer has this log, remove the file and let marsd fetch it; else invalidate this replica"
 
 

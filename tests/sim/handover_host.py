@@ -226,12 +226,13 @@ class Host:
         log, length = self.logs[max(self.logs)]
         if length or log.pred is None:
             return False
+        if self.at is not None and self.at.nr == log.nr:
+            self.at = log.pred
+            # Durable first: a power cut must not put the position back into a log that is gone.
+            self.store.put(paths.replay(RES, self.name), f"{log.pred},0", durable=True)
         del self.logs[log.nr]
         self.store.put_many([(paths.version(RES, log.nr, self.name), DELETED)])
         self.fetched = log.pred
-        if self.at is not None and self.at.nr == log.nr:
-            self.at = log.pred
-            self.store.put_many([(paths.replay(RES, self.name), f"{log.pred},0")])
         return True
 
     def _become_primary(self) -> Iterator[None]:

@@ -118,7 +118,7 @@ NOBODY = {"primary": "(none)", "actual_a_is-primary": "0"}
     pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, fetched_digest=D0), {**SECOND, "fetch_from": "b"}, {},
                  id="not from a position with other contents"),
     pytest.param("a", {**NOBODY, "want_b": "x", "version_b_2": f"{D},log-000000002-a,4096:"}, AT_END,
-                 {**SECOND, "fetch_from": "b"}, {}, id="not from the end of an older log (a grant that nobody believes)"),
+                 {**SECOND, "fetch_from": "b"}, {}, id="not from the end of an older log"),
     pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, connected=frozenset("c")),
                  {**SECOND, "fetch_from": "c"}, {}, id="not to a host that does not hear it"),
     pytest.param("a", {**NOBODY, "want_b": "x", "want_c": "y"}, AT_END,
