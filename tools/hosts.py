@@ -368,8 +368,8 @@ class Host:
     def _open_files(pid: int) -> set[str]:
         found = set()
         try:
-            for entry in os.scandir(f"/proc/{pid}/fd"):
-                found.add(os.readlink(entry.path))
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
         except OSError:
             pass
         return found

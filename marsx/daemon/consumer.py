@@ -18,14 +18,14 @@ from marsx.base.errors import MarsError, NotFoundError
 from marsx.base.position import LogPos
 from marsx.daemon import logcopy
 from marsx.daemon.facts import Publisher
-from marsx.daemon.logsource import End, Pins
+from marsx.daemon.logsource import Stock
+from marsx.daemon.replica import withdraw
 from marsx.daemon.site import Site
 from marsx.daemon.spans import ReplayBound
 from marsx.log import reader
 from marsx.peer.fetch import fetch_logs
 from marsx.peer.wire import PeerError, Reason
 from marsx.tree import paths
-from marsx.tree.paths import DELETED
 from marsx.volume import recovery
 from marsx.volume.env import Env, Facts
 from marsx.volume.replay import Replayer
@@ -90,7 +90,14 @@ class Consumer:
     more."""
 
     def __init__(
-        self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]
+        self,
+        site: Site,
+        resource: str,
+        env: Env,
+        publisher: Publisher,
+        stock: Stock,
+        disk_fd: int,
+        changed: Callable[[], None],
     ) -> None:
         self.site = site
         self.resource = resource
@@ -99,17 +106,17 @@ class Consumer:
         self.publisher = publisher
         self.disk_fd = disk_fd
         self.changed = changed
-        self.pins = Pins()
+        self.stock = stock
         self.fetch = Activity()
         self.sync = Activity()
         self.at: LogPos | None = None
         self.digest = ""
         self.copy: logcopy.LogCopy | None = None
-        self.end: End | None = None
         self.replayer: Replayer | None = None
         self.bound = ReplayBound()
         self.trouble = ""
         self.missing_log = False
+        self.parted = False  # the source says split, and our copy is an empty log
         self.progress: dict[str, float] = {}
         self._thread: threading.Thread | None = None
 
@@ -119,7 +126,7 @@ class Consumer:
         """What do the disk and the local logs hold?"""
         self.copy, self.at, self.digest = await self.site.blocking(self._recover, at, digest, known)
         self._facts.copy = self.copy
-        self.end = End(self.copy.at)
+        self.stock.move(self.copy.at)
 
     def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, LogPos, str]:
         try:
@@ -130,14 +137,13 @@ class Consumer:
             raise
         recovery.close_all(logs)
         first, last = logs[0], logs[-1]
-        if last.end == 0 and last.header.producer == self.site.host and recovery.withdraw_empty(self.env, last.header):
-            pred = last.header.pred
-            assert pred is not None
-            self.publisher.put([(paths.version(self.resource, last.header.nr, self.site.host), DELETED)])
-            if at.nr == last.header.nr:
-                at, digest = pred, last.header.pred_digest
-                self.publisher.replayed(at, digest)
-            return self._recover(at, digest, known)
+        own = last.header.producer == self.site.host
+        if last.end == 0 and (own or self.parted) and recovery.may_withdraw(self.env, last.header):
+            assert last.header.pred is not None
+            is_here = at.nr == last.header.nr
+            withdraw(self.env, self.publisher, last.header, is_here)
+            self.parted = False
+            return self._recover(*(last.header.pred, last.header.pred_digest) if is_here else (at, digest), known)
         if (first.header.nr, first.header.producer) == (at.nr, at.producer):
             digest = first.start_digest
         copy = logcopy.from_recovered(self.env, logs, self._fetched_in_thread)
@@ -225,8 +231,17 @@ class Consumer:
         self.site.say(self.resource, "err-fetch", "")
         self.site.say(self.resource, "err-splitbrain-detected", "")
 
+    def _stands_in_empty_log(self) -> bool:
+        """The end of our copy is an empty log that can be withdrawn: its producer may have done so, and another host
+        may have written one with that number (rule 7)."""
+        header = self.copy.header if self.copy else None
+        return bool(header and self.copy and self.copy.at.pos == 0 and recovery.may_withdraw(self.env, header))
+
     def _fetch_failed(self, host: str, err: PeerError) -> None:
-        if err.reason is Reason.SPLIT:
+        if err.reason is Reason.SPLIT and self._stands_in_empty_log():
+            self.parted = True
+            self.changed()
+        elif err.reason is Reason.SPLIT:
             self.site.say(
                 self.resource,
                 "err-splitbrain-detected",
@@ -249,8 +264,7 @@ class Consumer:
     def _fetched(self, at: LogPos, digest: str) -> None:
         if at == self.at and not self.digest:
             self.digest = digest  # the header of the log that this replica begins with has come
-        if self.end is not None:
-            self.end.move(at)
+        self.stock.move(at)
         if self.replayer is not None:
             self.replayer.advance(at)
         self.changed()

@@ -49,9 +49,9 @@ class Publisher:
         rel = paths.replay(self._resource, self._store.host)
         self.put([(rel, f"{at},{length}")], make_durable=True)
 
-    def replayed(self, at: LogPos, digest: str) -> None:
+    def replayed(self, at: LogPos, digest: str, make_durable: bool = False) -> None:
         self._write_hint(at, digest)
-        self.put([(paths.replay(self._resource, self._store.host), f"{at},0")])
+        self.put([(paths.replay(self._resource, self._store.host), f"{at},0")], make_durable=make_durable)
 
     def version(self, end: LogPos, digest: str, previous: str) -> None:
         self.put([(paths.version(self._resource, end.nr, self._store.host), f"{digest},{end}:{previous}")])

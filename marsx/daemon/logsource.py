@@ -72,6 +72,22 @@ class End:
             self._waiters.discard(event)
 
 
+class Stock:
+    """What peers may see of one resource's logs, through all changes of the role: its durable end and its pins."""
+
+    def __init__(self) -> None:
+        self.pins = Pins()
+        self.end: End | None = None
+
+    def move(self, at: LogPos) -> End:
+        """The durable end is `at` now. Loop only."""
+        if self.end is None:
+            self.end = End(at)
+        else:
+            self.end.move(at)
+        return self.end
+
+
 class Source:
     """One stream's view. `end`: where the own durable history ends."""
 

@@ -116,11 +116,12 @@ def grant_to(view: View, resource: str, host: str, local: Local) -> str:
 
 
 def _at_the_end(right: Right, local: Local) -> bool:
-    """Is the end of the log known here? After a crash the disk position lies before it."""
-    if not local.recovered:
-        return False
+    """Is the end of the log known here? After a crash the disk position lies before it. A right that came by a grant (also
+    by one to oneself, on stepping down) carries the end with it: it can be passed on while the resource is detached."""
     if right.mark is not None:
         return True
+    if not local.recovered:
+        return False
     return (local.at is not None and (local.at.nr, local.at.producer) == (right.nr, right.producer)
             and local.at == local.fetched and bool(local.digest) and local.digest == local.fetched_digest)
 

@@ -15,7 +15,8 @@ from marsx.base import messages
 from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
 from marsx.daemon.facts import Publisher
-from marsx.daemon.logsource import End, Pins
+from marsx.daemon.logsource import Stock
+from marsx.daemon.replica import withdraw
 from marsx.daemon.site import Site
 from marsx.daemon.spans import SpanGate
 from marsx.device import serve
@@ -31,7 +32,14 @@ class Producer:
     """One resource while this host is its primary."""
 
     def __init__(
-        self, site: Site, resource: str, env: Env, publisher: Publisher, disk_fd: int, changed: Callable[[], None]
+        self,
+        site: Site,
+        resource: str,
+        env: Env,
+        publisher: Publisher,
+        stock: Stock,
+        disk_fd: int,
+        changed: Callable[[], None],
     ) -> None:
         self.site = site
         self.resource = resource
@@ -40,8 +48,7 @@ class Producer:
         self.changed = changed
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.primary = Primary(env, disk_fd, self.event_fd)
-        self.pins = Pins()
-        self.end: End | None = None
+        self.stock = stock
         self.gate: SpanGate | None = None
         self.frontend: serve.Frontend | None = None
         self.device = False  # the block device exists
@@ -61,8 +68,7 @@ class Producer:
             raise
         volume, header = self.primary.volume, self.primary.header
         assert volume is not None and header is not None
-        self.end = End(header.start)
-        self.gate = SpanGate(self.primary, self.end, self.site.executor)
+        self.gate = SpanGate(self.primary, self.stock.move(header.start), self.site.executor)
         self.site.loop.add_reader(self.event_fd, self._moved)
         self._threads = [
             self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
@@ -119,10 +125,10 @@ class Producer:
         except BlockingIOError:
             return
         volume = self.primary.volume
-        if volume is None or self.end is None:
+        if volume is None:
             return
         _, nr, pos, _ = volume.durable_point()
-        self.end.move(LogPos(nr, self.site.host, pos))
+        self.stock.move(LogPos(nr, self.site.host, pos))
         self.check()
 
     def check(self) -> None:
@@ -159,9 +165,7 @@ class Producer:
     async def rotate(self) -> LogPos:
         """Log N ends, N+1 begins."""
         end = await self.site.blocking(self.primary.rotate)
-        assert self.end is not None and self.primary.header is not None
         self._moved()
-        self.end.move(max(self.end.at, self.primary.header.start))
         return end
 
     # ---- ending ----
@@ -184,16 +188,11 @@ class Producer:
         end, digest = await self.site.blocking(self.primary.end)
         header, host = self.primary.header, self.site.host
         await self.close()
-        if (
-            end.pos == 0
-            and header is not None
-            and header.pred is not None
-            and recovery.withdraw_empty(self.env, header)
-        ):
-            self.site.store.delete(paths.version(self.resource, end.nr, host))
+        if end.pos == 0 and header is not None and header.pred is not None and recovery.may_withdraw(self.env, header):
             end, digest = header.pred, header.pred_digest
-            self.publisher.replayed(end, digest)
+            await self.site.blocking(withdraw, self.env, self.publisher, header, True)
         self.site.store.make_durable([paths.version(self.resource, end.nr, host), paths.replay(self.resource, host)])
+        self.stock.move(end)
         return end, digest
 
     async def close(self) -> None:

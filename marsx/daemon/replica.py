@@ -8,11 +8,15 @@ import time
 
 from marsx.base.errors import PreconditionError
 from marsx.base.position import LogPos
+from marsx.daemon.facts import Publisher
 from marsx.daemon.site import Site
+from marsx.log.record import FileHeader
 from marsx.peer import wire
 from marsx.peer.wire import Type
 from marsx.tree import paths
 from marsx.tree.paths import DELETED
+from marsx.volume import recovery
+from marsx.volume.env import Env
 
 
 async def start_position(site: Site, resource: str) -> LogPos:
@@ -37,6 +41,16 @@ def fresh_facts(site: Site, resource: str, at: LogPos) -> list[tuple[str, str]]:
         if site.store.get(rel):
             gone.append((rel, DELETED))
     return [(paths.syncstatus(resource, host), "0"), *gone, (paths.replay(resource, host), f"{at},0")]
+
+
+def withdraw(env: Env, publisher: Publisher, header: FileHeader, is_here: bool) -> None:
+    """Step back over an empty log (rule 7). `is_here`: the disk position is its beginning; then the end of its
+    predecessor is durable as the position before the log goes. Blocks."""
+    assert header.pred is not None
+    if is_here:
+        publisher.replayed(header.pred, header.pred_digest, make_durable=True)
+    recovery.remove_log(env, header)
+    publisher.put([(paths.version(env.resource, header.nr, env.host), DELETED)])
 
 
 def set_logs_aside(site: Site, resource: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ from marsx.base.position import LogPos
 from marsx.daemon import logsource, replica
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.facts import Publisher
-from marsx.daemon.plan import Local, Plan, plan
+from marsx.daemon.plan import Local, Plan, grant_to, plan
 from marsx.daemon.producer import Producer
 from marsx.daemon.site import Site
 from marsx.daemon.spans import DiskSpans, resume_of, stale_sync
@@ -46,6 +47,7 @@ class Runner:
         self.site = site
         self.resource = resource
         self.publisher = Publisher(site.store, site.loop, resource, self.kick)
+        self.stock = logsource.Stock()
         self.disk_fd = -1
         self.device_path = ""
         self.producer: Producer | None = None
@@ -135,6 +137,7 @@ class Runner:
             sync_slots=slots,
             role_durable=self.site.store.is_durable(primary_rel),
             never_had_log=self._is_first(),
+            clock_problem=self.site.lamport.clock_problem(),
         )
 
     def _is_first(self) -> bool:
@@ -162,14 +165,15 @@ class Runner:
         want = plan(view, res, host, local)
         self._say_reasons(want, local)
         if self.producer is not None and not want.primary:
-            return await self._give_up(view.designated(res))
+            return await self._give_up()
         if self.disk_fd >= 0 and not want.attach:
             return await self.detach()
         if want.attach and self.disk_fd < 0:
             return await self._attach()
         if self.disk_fd >= 0 and self.producer is None and self.consumer is None and not self.trouble:
             return await self._recover()
-        if want.primary and self.producer is None and self.disk_fd >= 0:
+        kept = self.resource in self.site.kept and self.consumer is not None
+        if (want.primary or kept) and self.producer is None and self.disk_fd >= 0:
             return await self._become_primary()
         if want.grant_to and self.producer is None:
             return self._grant(want.grant_to)
@@ -270,11 +274,16 @@ class Runner:
         """Find out what disk and logs hold. A primary that only restarts skips this: its own recovery does it."""
         at, digest = self._position()
         assert self._env is not None
-        consumer = Consumer(self.site, self.resource, self._env, self.publisher, self.disk_fd, self._changed)
+        consumer = Consumer(
+            self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
+        )
         view = self.site.view()
         nr, producer = newest_log(view, self.resource)
-        quick = view.designated(self.resource) == self.site.host and (producer == self.site.host or self._is_first())
-        if quick:
+        # The device that outlived a worker is served before anything else, whoever is to be primary by now.
+        kept = self.resource in self.site.kept
+        right = right_holder(view, self.resource)
+        known = producer == self.site.host and bool(digest or right is None or right.mark is None)
+        if kept or (view.designated(self.resource) == self.site.host and (known or self._is_first())):
             consumer.at, consumer.digest = at, digest
         else:
             try:
@@ -283,6 +292,7 @@ class Runner:
                 if view.sync_rest(self.resource, self.site.host) <= 0:
                     raise
                 return await self._restart_sync(err.text)
+            self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
         self.consumer = consumer
         return True
 
@@ -299,9 +309,12 @@ class Runner:
 
     async def _become_primary(self) -> bool:
         at, digest, first = *self._where(), self._is_first()
+        self._check_memory()
         await self.stop_consumer()
         self._env = self._make_env()
-        producer = Producer(self.site, self.resource, self._env, self.publisher, self.disk_fd, self._changed)
+        producer = Producer(
+            self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
+        )
         await producer.start(at, digest, self._known_in_thread(), first)
         self.producer = producer
         assert producer.primary.header is not None
@@ -316,11 +329,22 @@ class Runner:
         self.site.forget_view()
         return True
 
+    def _check_memory(self) -> None:
+        """No new log while a higher one of our own is known that is not here: this host was set back to an older state
+        (rules 21, 22)."""
+        nr, producer = newest_log(self.site.view(), self.resource)
+        here = {(entry.nr, entry.producer) for entry in reader.list_logs(self._directory())}
+        if producer == self.site.host and nr and (nr, producer) not in here:
+            raise DamagedError(
+                f"the other hosts know log {nr} of this host, but it is not here: this is an older state of the host",
+                f"make another host primary, then here: marsadm invalidate {self.resource}",
+            )
+
     def _where(self) -> tuple[LogPos, str]:
         assert self.consumer is not None and self.consumer.at is not None
         return self.consumer.at, self.consumer.digest
 
-    async def _give_up(self, designated: str) -> bool:
+    async def _give_up(self) -> bool:
         """Device away, log ended, facts published, right granted (rules 18 to 20). In use: keep everything, say so,
         try again."""
         assert self.producer is not None
@@ -340,25 +364,28 @@ class Runner:
         self._facts({"if-on": "0", "open-count": "0"})
         self.site.forget_view()
         LOG.info("%s: no longer primary, the log ends at %s", self.resource, end)
-        consumer = Consumer(
-            self.site, self.resource, self._env or self._make_env(), self.publisher, self.disk_fd, self._changed
-        )
-        await consumer.recover(end, digest, self._known_in_thread())
-        self.consumer = consumer
         if not self.site.shutting_down:
-            waiting = plan(self.site.view(), self.resource, self.site.host, self.local()).grant_to
-            if waiting:
-                self._grant(waiting)
+            self._pass_on(end, digest)
         self._facts({"is-primary": "0"})
         return True
 
-    def _grant(self, host: str) -> bool:
+    def _pass_on(self, end: LogPos, digest: str) -> None:
+        """The log has ended here: who waits gets the right; if nobody does, it is kept by a grant to this host, so
+        that it can also be passed on while the resource is detached (rule 18)."""
+        local = dataclasses.replace(
+            self.local(), primary=False, recovered=True, at=end, digest=digest, fetched=end, fetched_digest=digest
+        )
+        to = grant_to(self.site.view(), self.resource, self.site.host, local) or self.site.host
+        self._grant(to, end, digest)
+
+    def _grant(self, host: str, at: LogPos | None = None, digest: str = "") -> bool:
         """The right to write the next log goes to `host`, durably, before anybody hears that we are not primary
         (rule 18). A right that was granted to us and not used is passed on as it came."""
-        at, digest = self._where()
         right = right_holder(self.site.view(), self.resource)
-        if right is not None and right.mark is not None:
+        if at is None and right is not None and right.mark is not None:
             at, digest = right.mark.pos, right.mark.digest
+        elif at is None:
+            at, digest = self._where()
         rel = paths.granted(self.resource, self.site.host)
         self.site.store.put(rel, f"{host},{at},{digest}", durable=True, restamp=True)
         LOG.info("%s: the right to write after %s is granted to %s", self.resource, at, host)
@@ -371,7 +398,9 @@ class Runner:
         consumer = self.consumer
         assert consumer is not None
         if stale_sync(self.site.view(), self.resource, self.site.host):
-            self.site.say(self.resource, "inf-sync-start", "the history has parted below syncpos: the sync begins again")
+            self.site.say(
+                self.resource, "inf-sync-start", "the history has parted below syncpos: the sync begins again"
+            )
             self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
             return True
         if consumer.copy is None:
@@ -404,6 +433,10 @@ class Runner:
         if want.sync_from and not consumer.sync.running and consumer.replayer is not None:
             consumer.sync.start(want.sync_from, self._sync(want.sync_from, consumer), f"sync {self.resource}")
             self._facts({"is-syncing": "1"})
+        if consumer.parted:
+            await consumer.stop()
+            await consumer.recover(*self._where(), self._known_in_thread())
+            return True
         if consumer.missing_log and want.sync_from:
             return await self._restart_sync("the source has not got the log any more that was due")
         return False
@@ -486,19 +519,15 @@ class Runner:
 
     def log_source(self) -> logsource.Source:
         """A new stream's view of the own logs."""
-        holder = self.producer or self.consumer
-        if holder is None or holder.end is None:
+        if self.stock.end is None or self.disk_fd < 0:
             raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
         return logsource.Source(
-            self._directory(), self.site.store.get(paths.uuid()), self.resource, holder.end, holder.pins
+            self._directory(), self.site.store.get(paths.uuid()), self.resource, self.stock.end, self.stock.pins
         )
 
     def pinned(self) -> int | None:
         """The lowest log number that must stay for streams."""
-        lows = [
-            low for holder in (self.producer, self.consumer) if holder and (low := holder.pins.lowest()) is not None
-        ]
-        return min(lows, default=None)
+        return self.stock.pins.lowest()
 
     async def tick(self) -> None:
         """Every logger_report_interval_s: publish what moved."""
@@ -509,6 +538,13 @@ class Runner:
                 await self.count_users()
         if self.consumer is not None:
             self.consumer.publish()
+
+    async def users(self) -> list[str]:
+        """Who uses the device now, as far as can be seen."""
+        if self.producer is None or not self.producer.device:
+            return []
+        answer, _ = await self.site.keeper.call("dev-users", name=self.resource)
+        return [str(user) for user in answer.get("users", ())]
 
     async def count_users(self) -> None:
         """Publish how many use the device: for people and for early refusals, nothing rests on it (rule 20)."""

@@ -249,7 +249,7 @@ class Worker:
         runner = self._runner_for(resource, peer)
         if runner.producer is None or runner.producer.gate is None:
             raise PreconditionError(f"{self.host} is not primary of {resource}")
-        return PrimarySpans(runner.producer.gate, runner.producer.pins)
+        return PrimarySpans(runner.producer.gate, runner.stock.pins)
 
     # ---- the tree ----
 
@@ -440,6 +440,11 @@ class Worker:
 
     async def _stop(self, force: bool) -> None:
         """Take all devices away first: one that is in use keeps everything running."""
+        for runner in list(self.runners.values()):
+            users = await runner.users()
+            if users and not force:
+                await self._refuse_stop(runner, users)
+                return
         self.site.shutting_down = True
         for runner in list(self.runners.values()):
             users = await runner.shutdown(force)
@@ -447,14 +452,16 @@ class Worker:
                 self.site.shutting_down = False
                 self._update_runners()
                 await self._revive()
-                await self.site.keeper.call(
-                    "stop-refused", reason=f"{self.paths.dev_dir}/{runner.resource} is in use by {', '.join(users[:5])}"
-                )
+                await self._refuse_stop(runner, users)
                 return
         self.store.put(paths.host_actual(self.host, "alive"), "0", restamp=True)
         await asyncio.sleep(0.05)
         if not self._end.done():
             self._end.set_result(0)
+
+    async def _refuse_stop(self, runner: Runner, users: list[str]) -> None:
+        device = f"{self.paths.dev_dir}/{runner.resource}"
+        await self.site.keeper.call("stop-refused", reason=f"{device} is in use by {', '.join(users[:5])}")
 
     async def _revive(self) -> None:
         """A stop was refused half way: resources that are down come up again."""

@@ -103,12 +103,13 @@ def _judge(log: writer.LogFile, result: ScanResult) -> None:
         raise DamagedError(f"{log.path} is damaged ({result.reason}) {result.detail}", hint)
 
 
-def withdraw_empty(env: Env, header: FileHeader) -> bool:
+def may_withdraw(env: Env, header: FileHeader) -> bool:
     """An empty log is no history: its producer takes it back on stepping down (rule 7). Not when its predecessor is
-    gone: then its header is the only witness of where the history ends. True if it was removed."""
-    pred = header.pred
-    if pred is None or not os.path.exists(os.path.join(env.directory, pred.log)):
-        return False
+    gone: then its header is the only witness of where the history ends."""
+    return header.pred is not None and os.path.exists(os.path.join(env.directory, header.pred.log))
+
+
+def remove_log(env: Env, header: FileHeader) -> None:
+    """Remove a log's file, durably."""
     os.unlink(os.path.join(env.directory, header.name))
     durable.sync_dir(env.directory)
-    return True

@@ -31,10 +31,14 @@ class RunningWriter:
     def go_on(self, more: int = 200) -> None:
         """Wait until `more` further writes were acknowledged: so the next harm hits in the middle of writing."""
         goal = self.acknowledged() + more
-        self.host.wait(lambda: self.acknowledged() >= goal or self.child.poll() is not None, 120, f"{more} more writes")
-        if self.child.poll() is not None:
+        self.host.wait(lambda: self.acknowledged() >= goal or self.failed(), 60, f"{more} more writes")
+        if self.failed():
             self.stop()
-            raise AssertionError(f"the writer ended by itself: {[book.error for book in self.ledgers()]}")
+            raise AssertionError(f"the writer failed: {[book.error for book in self.ledgers()]}")
+
+    def failed(self) -> bool:
+        """Whether it ended by itself, or a thread of it met an error."""
+        return self.child.poll() is not None or any(book.error for book in self.ledgers())
 
     def stop(self, timeout: float = 180) -> int:
         """End the writer, return its exit status (0 = no write failed)."""

@@ -59,7 +59,7 @@ def test_keeper_of_the_primary_is_killed(pair, tmp_path):
     with RunningWriter(a, "/dev/mars/data", tmp_path / "ledger", threads=2) as writer:
         writer.go_on(500)
         a.kill9_keeper()
-        a.wait(lambda: writer.child.poll() is not None, 60, "the writer's error")
+        a.wait(lambda: all(book.error for book in writer.ledgers()), 60, "the writers' errors")
         assert writer.stop() == 1
     assert all(f"[Errno {errno.EIO}]" in book.error for book in writer.ledgers())
     a.wait(lambda: a.pids() == {}, 30, "the end of the worker without its keeper")

@@ -110,10 +110,11 @@ def test_from_nothing_to_the_end(dirs) -> None:
     copy.close()
 
 
-@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("restart", ["", "disk at the beginning", "disk at the end"])
 @pytest.mark.parametrize("size", [2500, 4096, 9000])
-def test_the_line_breaks_anywhere(dirs, size: int, restart: bool) -> None:
-    """Resumed at the end of the last whole group, in the same process or after a restart; nothing comes twice."""
+def test_the_line_breaks_anywhere(dirs, size: int, restart: str) -> None:
+    """Resumed at the end of the last whole group, in the same process or after a restart, also when recovery has
+    nothing to read because all is on the disk; nothing comes twice."""
     origin, sink = Origin(dirs[0], *ALL), Sink(dirs[1])
     copy, lines, before = sink.nothing(), 0, LogPos(1, "a", 0)
     while asyncio.run(stream(origin, copy, position(FOUR), size=size, breaks_after=1 + (17000 // size) + lines % 5)):
@@ -122,7 +123,7 @@ def test_the_line_breaks_anywhere(dirs, size: int, restart: bool) -> None:
         before = copy.at
         if restart and copy.header is not None:
             copy.close()
-            copy = sink.recovered()
+            copy = sink.recovered(before if "end" in restart else None)
             assert copy.at == before
     assert lines >= 2
     check_all(sink, copy)
