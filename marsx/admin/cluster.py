@@ -201,10 +201,11 @@ def leave_cluster(ctx: Context, args: tuple[str, ...]) -> None:
         )
     if gone != ctx.host and not ctx.options.force:
         raise PreconditionError(f"{gone} would be removed from the cluster", "if it is gone for good, add --force")
+    # The removal comes last: who has heard of it takes nothing from this host any more.
     wishes = [(paths.ip(gone), paths.DELETED)]
     incarnation = ctx.store.get(paths.host_member(gone))
     if incarnation:
-        wishes.insert(0, (paths.host_removed(gone), incarnation))
+        wishes.append((paths.host_removed(gone), incarnation))
     ctx.wish(*wishes)
     ctx.say(f"{gone} has left the cluster" + ("; stop the daemon: marsd stop" if gone == ctx.host else ""))
 

@@ -7,7 +7,7 @@ With --force a switch is written although marsd does not run: it counts when mar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from marsx.admin.context import Context, require_member
@@ -59,7 +59,7 @@ def switch(
     return _wait_attached(ctx, resource) if wanted else _wait_detached(ctx, resource)
 
 
-def _wait_attached(ctx: Context, resource: str) -> Phases:
+def _wait_attached(ctx: Context, resource: str) -> Iterator[None]:
     yield
     if not ctx.daemon_runs:
         return
@@ -72,7 +72,7 @@ def _wait_attached(ctx: Context, resource: str) -> Phases:
     until(ctx, probe, f"attach {resource}", hint="mars-status shows what marsd says about it")
 
 
-def _wait_detached(ctx: Context, resource: str) -> Phases:
+def _wait_detached(ctx: Context, resource: str) -> Iterator[None]:
     yield
     if not ctx.daemon_runs:
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from marsx.admin import state
 from marsx.admin.context import Context, require_cluster, require_resource
@@ -305,7 +306,7 @@ def primitive(name: str) -> Command | None:
     if not name.startswith("view-"):
         return None
     key = name.removeprefix("view-")
-    common = {"family": "view", "daemon": False, "writes": False, "member": False}
+    common: dict[str, Any] = {"family": "view", "daemon": False, "writes": False, "member": False}
     if key in OF_RESOURCE:
         return Command(name, "RES", partial(_show, key=key), "print one value", **common)
     if key in OF_HOST:

@@ -153,7 +153,7 @@ class Lamport:
     def _extend(self) -> None:
         """Keep the durable ceiling above the stamps. Without it the clock goes on, and `trouble` says so: stamps
         stay unique as long as the process lives, and the tree still shows the highest of them after a restart."""
-        if not self._writes or self._last < self._file.limit:
+        if self._file is None or not self._writes or self._last < self._file.limit:
             return
         try:
             self._file.write(min(self._last + STEP_NS, STAMP_MAX))

@@ -124,9 +124,9 @@ class Consumer:
 
     async def recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> None:
         """What do the disk and the local logs hold?"""
-        self.copy, self.at, self.digest = await self.site.blocking(self._recover, at, digest, known)
-        self._facts.copy = self.copy
-        self.stock.move(self.copy.at)
+        copy, self.at, self.digest = await self.site.blocking(self._recover, at, digest, known)
+        self.copy = self._facts.copy = copy
+        self.stock.move(copy.at)
 
     def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, LogPos, str]:
         try:

@@ -449,9 +449,10 @@ class Keeper:
         job.answered = request is None
         if request is not None:
             wanted = request.get("timeout")
-            given = isinstance(wanted, (int, float)) and 0 < wanted <= 86400
+            usable = isinstance(wanted, (int, float)) and 0 < wanted <= 86400
+            seconds = float(wanted) if usable and wanted is not None else keeperjobs.TIMEOUTS[request["op"]]
             job.request, job.generation = request, self.generation
-            job.deadline = time.monotonic() + (wanted if given else keeperjobs.TIMEOUTS[request["op"]])
+            job.deadline = time.monotonic() + seconds
         self.waiting.setdefault(job.key, deque()).append(job)
         self._next(job.key)
 

@@ -116,8 +116,8 @@ def grant_to(view: View, resource: str, host: str, local: Local) -> str:
 
 
 def _at_the_end(right: Right, local: Local) -> bool:
-    """Is the end of the log known here? After a crash the disk position lies before it. A right that came by a grant (also
-    by one to oneself, on stepping down) carries the end with it: it can be passed on while the resource is detached."""
+    """Is the end of the log known here? After a crash the disk position lies before it. A right that came by a grant
+    (also by one to oneself, on stepping down) carries the end with it: it can be passed on while detached."""
     if right.mark is not None:
         return True
     if not local.recovered:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from marsx.base import messages
 from marsx.base.errors import MarsError
@@ -94,7 +95,7 @@ class Producer:
                 "dev-create", name=self.resource, clones=max(2, self.site.settings.get("device_threads"))
             )
         self._servers = [
-            self.site.thread(f"dev{i}-{self.resource}", lambda fd=fd: self._serve(fd)) for i, fd in enumerate(fds)
+            self.site.thread(f"dev{i}-{self.resource}", partial(self._serve, fd)) for i, fd in enumerate(fds)
         ]
         try:
             answer, _ = await self.site.keeper.call(

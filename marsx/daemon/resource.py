@@ -108,6 +108,14 @@ class Runner:
                 self.site.forget_view()
                 self.kick()
 
+    def _trouble_in_thread(self, text: str) -> None:
+        """A thread of the data plane has ended with an error: look at it."""
+        self.site.loop.call_soon_threadsafe(self.kick)
+
+    def _span_trouble(self, text: str) -> None:
+        """The data device failed under the sync, in the executor."""
+        self.site.loop.call_soon_threadsafe(self._set_trouble, text)
+
     def _set_trouble(self, text: str) -> None:
         if text != self.trouble:
             LOG.info("%s: stopped: %s", self.resource, text)
@@ -201,7 +209,7 @@ class Runner:
             stamp=self.site.lamport.now,
             ring_bytes=max(16, settings.get("ring_mb")) << 20,
             flush_ms=settings.get("logger_flush_ms"),
-            on_trouble=lambda text: self.site.loop.call_soon_threadsafe(self.kick),
+            on_trouble=self._trouble_in_thread,
         )
 
     async def _attach(self) -> bool:
@@ -494,7 +502,7 @@ class Runner:
             bound=consumer.bound,
             fetched=lambda: copy.point,
             replayed=lambda: consumer.at or copy.at,
-            on_trouble=lambda text: self.site.loop.call_soon_threadsafe(self._set_trouble, text),
+            on_trouble=self._span_trouble,
         )
 
     async def begin_anew(self, at: LogPos) -> None:

@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -30,7 +31,7 @@ from marsx.daemon.spans import PrimarySpans
 from marsx.peer import client, fetch, sync, tls
 from marsx.peer.join import JoinService
 from marsx.peer.link import Link, Timing
-from marsx.peer.server import Peer, Server
+from marsx.peer.server import Peer, Server, Service
 from marsx.peer.token import TokenStore, create_token
 from marsx.peer.wire import Hello
 from marsx.tree import paths
@@ -127,7 +128,7 @@ class Worker:
         self._end: asyncio.Future[int] = self.loop.create_future()
         self._ticker: asyncio.Task[None] | None = None
         self._incarnation = os.urandom(8).hex()
-        self._context = None
+        self._context: ssl.SSLContext | None = None
         self._leftover: set[asyncio.Task[Any]] = set()
 
     # ---- start ----
@@ -166,7 +167,7 @@ class Worker:
         LOG.info("marsd %s serves cluster %s", marsx.__version__, self.store.get(paths.uuid()))
 
     async def _start_server(self) -> None:
-        services = {
+        services: dict[str, Service] = {
             "tree": self.exchange.service,
             "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
             "sync": sync.SyncService(self._span_source, self.executor),

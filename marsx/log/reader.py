@@ -202,7 +202,7 @@ def scan(
     """
     end, raw, *rest = marsscan.scan(fd, header.pack(), start, bytes.fromhex(digest), group, record, limit, collect,
                                     known_durable, device_size, look)
-    return ScanResult(end, raw.hex(), *rest)
+    return ScanResult(end, raw.hex(), *rest)  # type: ignore[arg-type]  # a row of the extension's own types
 
 
 def check_buffer(data: bytes | bytearray | memoryview | mmap.mmap, header: FileHeader, pos: int, digest: str,
@@ -210,7 +210,7 @@ def check_buffer(data: bytes | bytearray | memoryview | mmap.mmap, header: FileH
     """Verify raw log bytes that begin at `pos`, as many whole groups as there are (fetch, before it counts them)."""
     used, end, raw, *rest = marsscan.check_buffer(data, header.pack(), pos, bytes.fromhex(digest), group, record,
                                                   device_size)
-    return Checked(used, end, raw.hex(), *rest)
+    return Checked(used, end, raw.hex(), *rest)  # type: ignore[arg-type]
 
 
 def digest_at(fd: int, header: FileHeader, pos: int, start: int = 0, digest: str = "", *,

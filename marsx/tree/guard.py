@@ -107,11 +107,10 @@ def check_own(rel: str, value: str, host: str) -> None:
 
 def _over(lookup: Lookup, member_rel: str, removed_rel: str, stamp: int | None = None) -> bool:
     member, removed = lookup(member_rel), lookup(removed_rel)
-    joined = member is not None and member[1] != DELETED
-    out = removed is not None and removed[1] != DELETED
-    if out and (not joined or removed[1] == member[1]):
+    joined = member if member is not None and member[1] != DELETED else None
+    if removed is not None and removed[1] != DELETED and (joined is None or removed[1] == joined[1]):
         return True
-    return joined and stamp is not None and stamp < member[2]
+    return joined is not None and stamp is not None and stamp < joined[2]
 
 
 def root_identity(root: str) -> tuple[int, int]:

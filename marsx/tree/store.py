@@ -248,7 +248,8 @@ class Store:
               relay_ok: Collection[str] = frozenset()) -> Merged:
         """Take a batch from the authenticated member `sender`, in its order; `relay_ok` are the hosts without a live
         session here, about whom it may speak too. Facts about this host are only reported (rule 22)."""
-        result, changed = Merged(), []
+        result = Merged()
+        changed: list[str] = []
         self._require_writable()
         try:
             with self._lock:

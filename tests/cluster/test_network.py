@@ -54,6 +54,7 @@ def test_slow_line_does_not_slow_the_writer(pair, tmp_path):
     with RunningWriter(a, "/dev/mars/data", tmp_path / "ledger", BLOCKS, threads=4) as writer:
         writer.go_on(2000)
         assert writer.stop() == 0
+    a.wait(lambda: scenario.published(a, "data"), what="a to say how far it is")
     replayed, known = scenario.backlog(a, b, "data")
     assert known > replayed, "8 MB cannot have passed 2 Mbit/s already"
     hosts.net.unshape("b")
