@@ -42,6 +42,9 @@ XXH3 = "ext/xxh3_*.c"
 EXTRA = {
     "marssum": {"sources": [XXH3], "blosc2": True},
     "marslog": {"sources": [XXH3]},
+    "marsshadow": {"sources": [XXH3]},
+    "marsdev": {"sources": [XXH3]},
+    "marsinject": {"sources": [XXH3]},
     "marsscan": {"sources": [XXH3]},
     "marsreplay": {"sources": [XXH3]},
     "marscmp": {"sources": [XXH3]},

@@ -1,7 +1,7 @@
 /* aio.h: the kernel's native asynchronous I/O by its system calls (no library).
  *
- * Chosen over io_uring because a killed process is reaped only when its native I/O has ended: no stale write can land after
- * the next worker's (frontend facts 6). Functions return 0 or a count, or a negative errno.
+ * Chosen over io_uring because a killed process is reaped only when its native I/O has ended: no stale write can land
+ * after the next worker's (frontend facts 6). Functions return 0 or a count, or a negative errno.
  */
 #ifndef MARS_AIO_H
 #define MARS_AIO_H
@@ -25,7 +25,8 @@ static inline void mars_aio_destroy(aio_context_t ctx)
     syscall(SYS_io_destroy, ctx);
 }
 
-static inline void mars_aio_prep_pwritev(struct iocb *cb, int fd, const struct iovec *iov, unsigned n, uint64_t offset, uint64_t data)
+static inline void mars_aio_prep_pwritev(struct iocb *cb, int fd, const struct iovec *iov, unsigned n, uint64_t offset,
+                                         uint64_t data)
 {
     memset(cb, 0, sizeof *cb);
     cb->aio_lio_opcode = IOCB_CMD_PWRITEV;

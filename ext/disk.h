@@ -1,5 +1,5 @@
-/* disk.h: whole reads and writes, and zeroing that really reads back as zeros. Return 0 or a negative errno; EINTR is retried,
- * a short transfer is continued, end of file inside a read is -ENODATA. */
+/* disk.h: whole reads and writes, and zeroing that really reads back as zeros. Return 0 or a negative errno; EINTR is
+ * retried, a short transfer is continued, end of file inside a read is -ENODATA. */
 #ifndef MARS_DISK_H
 #define MARS_DISK_H
 
@@ -44,7 +44,8 @@ static inline int mars_pwrite_all(int fd, const void *buf, size_t len, uint64_t 
     return 0;
 }
 
-/* The range reads as zeros afterwards, on every device (rule 10): never a plain discard. Freed where the device can do both. */
+/* The range reads as zeros afterwards, on every device (rule 10): never a plain discard. Freed where the device can do
+ * both. */
 static inline int mars_zero_range(int fd, uint64_t off, uint64_t len)
 {
     while (len) {

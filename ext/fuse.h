@@ -12,9 +12,9 @@
 
 #include "request.h"
 
-enum { FUSE_LOOKUP = 1, FUSE_FORGET = 2, FUSE_GETATTR = 3, FUSE_SETATTR = 4, FUSE_OPEN = 14, FUSE_READ = 15, FUSE_WRITE = 16, FUSE_STATFS = 17,
-       FUSE_RELEASE = 18, FUSE_FSYNC = 20, FUSE_FLUSH = 25, FUSE_INIT = 26, FUSE_INTERRUPT = 36, FUSE_DESTROY = 38, FUSE_BATCH_FORGET = 42,
-       FUSE_FALLOCATE = 43 };
+enum { FUSE_LOOKUP = 1, FUSE_FORGET = 2, FUSE_GETATTR = 3, FUSE_SETATTR = 4, FUSE_OPEN = 14, FUSE_READ = 15,
+       FUSE_WRITE = 16, FUSE_STATFS = 17, FUSE_RELEASE = 18, FUSE_FSYNC = 20, FUSE_FLUSH = 25, FUSE_INIT = 26,
+       FUSE_INTERRUPT = 36, FUSE_DESTROY = 38, FUSE_BATCH_FORGET = 42, FUSE_FALLOCATE = 43 };
 
 #define MARS_FUSE_MAX_WRITE (1u << 20)
 #define MARS_FUSE_FILE_SIZE (1ull << 62)        /* constant: the device's size is the loop's sizelimit */
@@ -24,20 +24,25 @@ enum { FUSE_LOOKUP = 1, FUSE_FORGET = 2, FUSE_GETATTR = 3, FUSE_SETATTR = 4, FUS
 struct fuse_in_header { uint32_t len, opcode; uint64_t unique, nodeid; uint32_t uid, gid, pid; uint16_t extlen, pad; };
 struct fuse_out_header { uint32_t len; int32_t error; uint64_t unique; };
 struct fuse_init_in { uint32_t major, minor, max_readahead, flags, flags2, unused[11]; };
-struct fuse_init_out { uint32_t major, minor, max_readahead, flags; uint16_t max_background, congestion; uint32_t max_write, time_gran;
-                       uint16_t max_pages, map_alignment; uint32_t flags2, max_stack_depth; uint16_t request_timeout, unused[11]; };
-struct fuse_attr { uint64_t ino, size, blocks, atime, mtime, ctime; uint32_t ansec, mnsec, cnsec, mode, nlink, uid, gid, rdev, blksize, flags; };
+struct fuse_init_out { uint32_t major, minor, max_readahead, flags; uint16_t max_background, congestion;
+                       uint32_t max_write, time_gran; uint16_t max_pages, map_alignment;
+                       uint32_t flags2, max_stack_depth; uint16_t request_timeout, unused[11]; };
+struct fuse_attr { uint64_t ino, size, blocks, atime, mtime, ctime;
+                   uint32_t ansec, mnsec, cnsec, mode, nlink, uid, gid, rdev, blksize, flags; };
 struct fuse_attr_out { uint64_t valid; uint32_t nsec, dummy; struct fuse_attr attr; };
-struct fuse_entry_out { uint64_t nodeid, generation, entry_valid, attr_valid; uint32_t ensec, ansec; struct fuse_attr attr; };
+struct fuse_entry_out { uint64_t nodeid, generation, entry_valid, attr_valid; uint32_t ensec, ansec;
+                        struct fuse_attr attr; };
 struct fuse_open_out { uint64_t fh; uint32_t flags; int32_t backing; };
-struct fuse_statfs_out { uint64_t blocks, bfree, bavail, files, ffree; uint32_t bsize, namelen, frsize, padding, spare[6]; };
+struct fuse_statfs_out { uint64_t blocks, bfree, bavail, files, ffree;
+                         uint32_t bsize, namelen, frsize, padding, spare[6]; };
 struct fuse_io_in { uint64_t fh, offset; uint32_t size, flags; uint64_t lock_owner; uint32_t oflags, padding; };
 struct fuse_write_out { uint32_t size, padding; };
 struct fuse_fallocate_in { uint64_t fh, offset, length; uint32_t mode, padding; };
 
 _Static_assert(sizeof(struct fuse_in_header) == 40 && sizeof(struct fuse_out_header) == 16, "fuse headers");
-_Static_assert(sizeof(struct fuse_init_out) == 64 && sizeof(struct fuse_entry_out) == 128 && sizeof(struct fuse_attr) == 88, "fuse sizes");
-_Static_assert(sizeof(struct fuse_attr_out) == 104 && sizeof(struct fuse_io_in) == 40 && sizeof(struct fuse_statfs_out) == 80, "fuse sizes");
+_Static_assert(sizeof(struct fuse_init_out) == 64 && sizeof(struct fuse_entry_out) == 128, "fuse sizes");
+_Static_assert(sizeof(struct fuse_attr) == 88 && sizeof(struct fuse_attr_out) == 104, "fuse sizes");
+_Static_assert(sizeof(struct fuse_io_in) == 40 && sizeof(struct fuse_statfs_out) == 80, "fuse sizes");
 
 /* Every answer; an answer to a request that the kernel has given up (ENOENT) is no error. */
 static inline int mars_fuse_answer(int fd, uint64_t unique, int error, const void *body, size_t n)
@@ -65,8 +70,10 @@ static inline void mars_fuse_attr(struct fuse_attr *a, uint64_t node)
     a->blksize = 4096;
 }
 
-/* INIT: ASYNC_READ, BIG_WRITES, ASYNC_DIO (without it one request at a time), MAX_PAGES, INIT_EXT; flags2: HAS_RESEND. */
-static inline int mars_fuse_init(int fd, uint64_t unique, const struct fuse_init_in *in, uint32_t in_len, int *has_resend)
+/* INIT: ASYNC_READ, BIG_WRITES, ASYNC_DIO (without it one request at a time), MAX_PAGES, INIT_EXT; flags2:
+ * HAS_RESEND. */
+static inline int mars_fuse_init(int fd, uint64_t unique, const struct fuse_init_in *in, uint32_t in_len,
+                                 int *has_resend)
 {
     struct fuse_init_out o;
     const uint32_t want = 1u << 0 | 1u << 5 | 1u << 15 | 1u << 22 | 1u << 30, want2 = 1u << 7;
@@ -88,7 +95,8 @@ static inline int mars_fuse_init(int fd, uint64_t unique, const struct fuse_init
     return mars_fuse_answer(fd, unique, 0, &o, sizeof o);
 }
 
-/* Ask the kernel to send everything again that was read and never answered. Only while no other worker lives (rule 11). */
+/* Ask the kernel to send everything again that was read and never answered. Only while no other worker lives
+ * (rule 11). */
 static inline int mars_fuse_resend(int fd)
 {
     struct fuse_out_header h = { 16, 7, 0 };

@@ -11,7 +11,8 @@ from libc.string cimport memset, memcmp
 from libc.errno cimport EINTR, EAGAIN, ENOENT, ENODEV, ECONNABORTED, ENOSYS, EIO, EOPNOTSUPP, EINVAL, errno
 from posix.mman cimport mmap, munmap, mlock, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FAILED, PROT_READ, PROT_WRITE
 from posix.time cimport timespec, clock_gettime, CLOCK_MONOTONIC
-from marsx._ext.marslog cimport Volume, mars_req
+from log cimport mars_req
+from marsx._ext.marsshadow cimport Volume
 
 import os
 
@@ -243,7 +244,7 @@ cdef class Frontend:
             memset(&fs, 0, sizeof(fs))
             fs.bsize = fs.frsize = PAGE
             fs.namelen = 255
-            fs.blocks = self.volume.device_size // PAGE
+            fs.blocks = self.volume.log.device_size // PAGE
             mars_fuse_answer(t.fd, h.unique, 0, &fs, sizeof(fs))
         elif op == FUSE_RELEASE or op == FUSE_DESTROY:
             mars_fuse_answer(t.fd, h.unique, 0, NULL, 0)

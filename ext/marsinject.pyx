@@ -12,19 +12,12 @@ Invariants:
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int32_t
 from libc.stdlib cimport malloc, free
-from posix.time cimport timespec, clock_gettime, CLOCK_MONOTONIC, CLOCK_REALTIME
-from marsx._ext.marslog cimport Volume, mars_req, pthread_mutex_t, pthread_cond_t
+from posix.time cimport timespec, CLOCK_MONOTONIC
+from log cimport mars_req
+from threads cimport *
+from marsx._ext.marsshadow cimport Volume
 
 import os
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
-    int pthread_cond_broadcast(pthread_cond_t *)
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **p, size_t align, size_t n)
@@ -83,12 +76,6 @@ cdef void done_counted(const mars_req *req, int error) noexcept nogil:
     s.outstanding -= 1
     pthread_cond_broadcast(&s.changed)
     pthread_mutex_unlock(&s.lock)
-
-
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
 
 
 cdef inline uint64_t next_random(uint64_t *x) noexcept nogil:
@@ -151,7 +138,7 @@ cdef class Injector:
         pthread_mutex_unlock(&s.lock)
         r.done = done_listed
         r.unique = unique
-        r.start_ns = now_ns()
+        r.start_ns = mars_clock_ns(CLOCK_MONOTONIC)
         r.size = size
         r.fd = self.slot
         return unique
@@ -238,12 +225,7 @@ cdef class Injector:
         cdef uint64_t left
         cdef int rc = 0
         with nogil:
-            clock_gettime(CLOCK_REALTIME, &until)
-            until.tv_sec += timeout_ms // 1000
-            until.tv_nsec += (timeout_ms % 1000) * 1000000
-            if until.tv_nsec >= 1000000000:
-                until.tv_nsec -= 1000000000
-                until.tv_sec += 1
+            until = mars_deadline(timeout_ms)
             pthread_mutex_lock(&s.lock)
             while s.outstanding > at_most and rc == 0:
                 rc = pthread_cond_timedwait(&s.changed, &s.lock, &until)
@@ -280,7 +262,7 @@ cdef class Injector:
         cdef Slot *s = &slots[self.slot]
         cdef uint8_t *data = NULL
         cdef uint64_t x = (seed + 1) * <uint64_t>0x9E3779B97F4A7C15 | 1, start, i, k, failed, took
-        cdef uint64_t blocks = self.volume.device_size // block if block else 0
+        cdef uint64_t blocks = self.volume.log.device_size // block if block else 0
         cdef mars_req r
         cdef int rc
         if block == 0 or block > MAX or block % 8 or blocks == 0:
@@ -291,7 +273,7 @@ cdef class Injector:
             for k in range(<uint64_t>(block // 8)):
                 (<uint64_t *>data)[k] = next_random(&x)
             failed = s.failed
-            start = now_ns()
+            start = mars_clock_ns(CLOCK_MONOTONIC)
             for i in range(n):
                 pthread_mutex_lock(&s.lock)
                 while s.outstanding >= depth:
@@ -314,6 +296,6 @@ cdef class Injector:
                 pthread_cond_wait(&s.changed, &s.lock)
             failed = s.failed - failed
             pthread_mutex_unlock(&s.lock)
-            took = now_ns() - start
+            took = mars_clock_ns(CLOCK_MONOTONIC) - start
         free(data)
         return took, failed

@@ -1,5 +1,5 @@
-/* request.h: what a front end and a volume know of one request. A volume keeps a copy until the request is answered and calls done()
- * exactly once, from any device thread, without holding a lock. */
+/* request.h: what a front end and a volume know of one request. A volume keeps a copy until the request is answered and
+ * calls done() exactly once, from any device thread, without holding a lock. */
 #ifndef MARS_REQUEST_H
 #define MARS_REQUEST_H
 

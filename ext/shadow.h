@@ -194,7 +194,8 @@ static inline uint32_t shadow_step(const struct shadow *s, uint32_t leaf, uint16
     return s->node[leaf].u.leaf.next;
 }
 
-/* Put a child (its smallest key and number) behind slot `at` of the inner node at depth d of the path, splitting upwards. */
+/* Put a child (its smallest key and number) behind slot `at` of the inner node at depth d of the path, splitting
+ * upwards. */
 static inline void shadow_add_child(struct shadow *s, struct shadow_path *p, int d, uint64_t key, uint32_t child)
 {
     while (d >= 0) {
@@ -258,7 +259,7 @@ static inline void shadow_insert(struct shadow *s, const struct shadow_extent *e
     }
     uint32_t m = shadow_take(s, 1);
     struct shadow_node *right = &s->node[m];
-    uint16_t half = at == SHADOW_FAN ? SHADOW_FAN - 1 : SHADOW_FAN / 2;     /* ascending keys leave full leaves behind */
+    uint16_t half = at == SHADOW_FAN ? SHADOW_FAN - 1 : SHADOW_FAN / 2;   /* ascending keys leave full leaves behind */
     right->count = (uint16_t)(SHADOW_FAN - half);
     memcpy(right->u.leaf.ext, &node->u.leaf.ext[half], right->count * sizeof *e);
     node->count = half;

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from marsx._ext import marsinject, marslog, marsreplay
+from marsx._ext import marsinject, marsreplay, marsshadow
 from marsx.base.position import LogPos
 from marsx.log import record, writer
 from marsx.log.record import BLOCK, FileHeader
@@ -103,7 +103,7 @@ class Rig:
         self.twin = bytearray(self.before)
         self.header = new_header(1, size)
         self.fds = {1: writer.create_log(str(directory), self.header)}
-        self.volume = marslog.Volume(self.disk.fd, size, 512, ring, index)
+        self.volume = marsshadow.Volume(self.disk.fd, size, 512, ring, index)
         self.volume.allocate_step = MIB                 # read_groups reads all of a file
         self.volume.start(self.fds[1], self.header.pack(), BLOCK)
         self.injector = marsinject.Injector(self.volume)

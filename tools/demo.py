@@ -47,19 +47,20 @@ class Show:
         if not self.live and now - self.last < 2:
             return
         self.last = now
-        texts = [self._bar(name, *part) for name, part in parts.items() if part[1]]
+        width = shutil.get_terminal_size().columns - 1 if self.live else 120
+        length = 16 if width >= 110 else 5
+        texts = [self._bar(name, *part, length) for name, part in parts.items() if part[1]]
         if self.live:
-            width = shutil.get_terminal_size().columns - 1
             print("\r\x1b[K" + "   ".join(texts)[:width], end="", flush=True)
             self.drawn = True
         else:
             print("           " + "   ".join(texts), flush=True)
 
     @staticmethod
-    def _bar(name: str, done: int, total: int) -> str:
+    def _bar(name: str, done: int, total: int, length: int) -> str:
         part = min(max(done / total, 0.0), 1.0)
-        filled = int(part * 16)
-        return f"{name} [{'#' * filled}{'.' * (16 - filled)}] {part:4.0%} of {total / MIB:.0f} MiB"
+        filled = int(part * length)
+        return f"{name} [{'#' * filled}{'.' * (length - filled)}] {part:4.0%} of {total / MIB:.0f} MiB"
 
     def end_bars(self) -> None:
         """Leave the moving line."""
@@ -108,6 +109,7 @@ class Demo:
     def __init__(self, cluster: Cluster, megabytes: int) -> None:
         self.cluster, self.show = cluster, Show()
         self.alpha, self.beta = cluster
+        self.empty = 0  # bytes that the file system takes for itself
         chosen = folders_to_copy(megabytes * MIB)
         half = max(1, len(chosen) // 2)
         self.first, self.second = chosen[:half], chosen[half:]
@@ -136,6 +138,8 @@ class Demo:
         self.show.step(f"resource {RESOURCE} on alpha's {self.alpha.data_device}; XFS on /dev/mars/{RESOURCE}; mount")
         scenario.create_resource(self.alpha, RESOURCE)
         scenario.make_file_system(self.alpha, RESOURCE, "xfs")
+        room = os.statvfs(self.alpha.path("/mnt"))
+        self.empty = (room.f_blocks - room.f_bfree) * room.f_frsize
 
     def _copy(self, folders: list[tuple[Path, int]]) -> None:
         """Copy on alpha, with bars."""
@@ -149,7 +153,7 @@ class Demo:
 
     def _progress(self) -> None:
         room = os.statvfs(self.alpha.path("/mnt"))
-        used = (room.f_blocks - room.f_bfree) * room.f_frsize
+        used = (room.f_blocks - room.f_bfree) * room.f_frsize - self.empty
         self.show.bars(
             disk=(used, self.total()),
             sync=(scenario.synced(self.beta, RESOURCE), scenario.size(self.beta, RESOURCE)),

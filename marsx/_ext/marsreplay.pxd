@@ -1,4 +1,4 @@
-"""Layout of the window engine for the primary's volume (marslog), which fills windows out of its ring."""
+"""Layout of the window engine for the primary's volume (marsshadow), which fills windows out of its ring."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from format cimport mars_expect

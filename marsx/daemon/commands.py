@@ -115,7 +115,7 @@ class StartService:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._leases: dict[tuple[str, str], tuple[int, float]] = {}
+        self._leases: dict[tuple[str, str], tuple[int, float, int]] = {}  # log number, end of the lease, stamp
 
     async def __call__(self, link: Link, peer: Peer) -> None:
         asked = wire.expect(await link.recv(link.timing.io_timeout), Type.START_ASK)
@@ -124,17 +124,22 @@ class StartService:
         if runner is None or runner.producer is None or runner.producer.primary.header is None:
             raise PreconditionError(f"{self._worker.site.host} is not primary of {resource}", "marsadm primary there")
         header = runner.producer.primary.header
-        self._leases[(resource, peer.host)] = (header.nr, time.monotonic() + self.LEASE_S)
+        self._leases[(resource, peer.host)] = (
+            header.nr,
+            time.monotonic() + self.LEASE_S,
+            self._worker.site.lamport.now(),
+        )
         await link.send(Type.START_GRANT, {"nr": header.nr, "producer": header.producer})
 
     def lowest(self, resource: str) -> int | None:
         """The lowest log number that is promised to somebody."""
         view, now = self._worker.site.view(), time.monotonic()
-        for (res, host), (nr, until) in list(self._leases.items()):
+        for (res, host), (nr, until, stamp) in list(self._leases.items()):
             replay = view.replay(res, host)
-            if now > until or (replay is not None and replay.pos.nr >= nr and host in view.members(res)):
+            left = view.stamp(paths.removed(res, host)) > stamp
+            if left or now > until or (replay is not None and replay.pos.nr >= nr and host in view.members(res)):
                 del self._leases[(res, host)]
-        return min((nr for (res, _), (nr, _) in self._leases.items() if res == resource), default=None)
+        return min((nr for (res, _), (nr, *_) in self._leases.items() if res == resource), default=None)
 
 
 async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:

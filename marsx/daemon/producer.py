@@ -27,6 +27,8 @@ from marsx.volume.env import Env
 from marsx.volume.primary import FAILURES, Primary
 
 LOG = messages.get("daemon.producer")
+# Short: a wish that is taken back meanwhile must not take the device away. The runner tries again every second.
+DETACH_PATIENCE_S = 0.3
 
 
 class Producer:
@@ -82,7 +84,9 @@ class Producer:
             raise
 
     async def _serve_device(self, kept: bool) -> None:
-        self.frontend = serve.Frontend(self.primary.volume, self.resource)
+        volume = self.primary.volume
+        assert volume is not None
+        self.frontend = serve.Frontend(volume, self.resource)
         if kept:
             _, fds = await self.site.keeper.call("dev-fds", name=self.resource)
             if not self.frontend.resend(fds[0]):
@@ -175,7 +179,7 @@ class Producer:
         """Who uses the device, [] when it is gone for sure."""
         if not self.device:
             return []
-        answer, _ = await self.site.keeper.call("dev-detach", name=self.resource)
+        answer, _ = await self.site.keeper.call("dev-detach", name=self.resource, patience=DETACH_PATIENCE_S)
         if answer.get("busy"):
             return [str(user) for user in answer["busy"]]
         if not await self.site.join(self._servers, 60.0):

@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 
-from marsx._ext import marslog, marsreplay
+from marsx._ext import marslog, marsreplay, marsshadow
 from marsx.base.errors import MarsError
 from marsx.base.position import LogPos, log_name
 from marsx.log import record, writer
@@ -42,7 +42,7 @@ class Primary:
         self.disk_fd = disk_fd
         self.event_fd = event_fd
         self.header: FileHeader | None = None
-        self.volume: marslog.Volume | None = None
+        self.volume: marsshadow.Volume | None = None
         self.error = ""
         self._fds: dict[int, int] = {}
         self._headers: dict[int, FileHeader] = {}
@@ -86,8 +86,8 @@ class Primary:
         """A new volume with these logs in its index; False when the index is too small for the backlog."""
         env = self.env
         self._fds.clear()
-        self.volume = marslog.Volume(self.disk_fd, env.device_size, env.block_size, env.ring_bytes, env.index_bytes,
-                                     self.event_fd)
+        self.volume = marsshadow.Volume(self.disk_fd, env.device_size, env.block_size, env.ring_bytes, env.index_bytes,
+                                        self.event_fd)
         self.volume.flush_ns = env.flush_ms * 1_000_000
         for log in logs:
             cursor = None

@@ -159,7 +159,7 @@ def test_not_root(pair):
 
 
 def test_corrupt_copy_on_the_secondary_stops_it_and_invalidate_heals(pair, tmp_path):
-    """A byte flips in a fetched, not yet replayed log: nothing of it is replayed, the log is named; invalidate heals."""
+    """A byte flips in a fetched log: nothing of it is replayed, the log is named; invalidate heals."""
     hosts = pair(data_size=64 * MIB)
     a, b = hosts
     scenario.wait_caught_up(a, b, "data")

@@ -54,7 +54,8 @@ def test_refused_while_a_program_holds_the_device(pair, tmp_path):
         assert done.returncode in (3, 5), (done.returncode, done.stderr)
         writer.go_on(100)
         assert writer.stop() == 0
-    assert a.devices() == ["data"] and b.devices() == []
+    a.wait(lambda: a.devices() == ["data"], 30, "the old primary goes on with its device")
+    assert b.devices() == []
     write_ledger.check_nothing_lost(a.read_bytes("/dev/mars/data", 0, 4096 * write_ledger.BLOCK), writer.ledgers())
     scenario.wait_equal(a, b, "data")
 

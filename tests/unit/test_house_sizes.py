@@ -18,7 +18,7 @@ LINE_MAX = 120
 
 RATCHET: dict[str, int] = {}
 
-CYTHON_FUNCTION = re.compile(r"( *)(?:def|cdef|cpdef)\b[^=#]*\(.*")
+CYTHON_FUNCTION = re.compile(r"( *)(?:def|cdef|cpdef)\b(?! +class\b)[^=#]*\(.*")
 
 
 def sources(*suffixes: str) -> list[Path]:
@@ -75,6 +75,7 @@ def test_the_scan_of_cython_counts() -> None:
     lines = ["cdef class A:", "    cdef int f(self,", "               int y) noexcept nogil:", *body[:4], "def g():"]
     assert ("def g():", 1) in list(cython_functions(lines))
     assert [size for _, size in cython_functions(["cdef int f(int a) except -1:", *body, "def g(): pass"])] == [80, 1]
+    assert list(cython_functions(["cdef class B(A):", *body])) == []
 
 
 @pytest.mark.parametrize("path", sources(".py", ".pyx"), ids=lambda path: str(path.relative_to(TOP)))

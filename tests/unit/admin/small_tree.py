@@ -153,7 +153,8 @@ class Admin:
     def _context(self, row: object, call: marsadm.Call) -> Context:
         ctx = Context(
             self.tree.paths, self.host, call.options, control=self.control,  # type: ignore[arg-type]
-            monotonic=lambda: self.script.now, clock_ns=lambda: NOW, readonly=not row.writes,  # type: ignore[attr-defined]
+            monotonic=lambda: self.script.now, clock_ns=lambda: NOW,  # type: ignore[attr-defined]
+            readonly=not row.writes,
         )  # fmt: skip
         ctx.events = self.script
         return ctx

@@ -202,6 +202,30 @@ def freeze_waits(rig: Rig) -> None:
     assert rig.injector.answered() == [(2, 0), (4, 0)]
 
 
+def freeze_waits_for_space(rig: Rig) -> None:
+    """A writer and the flusher want file space at the same time: freeze() waits until nobody makes the log's file
+    longer, because an ended log must not grow again (rule 4)."""
+    fd = rig.fds[1]
+    rig.write(0, b"a" * 4096)
+    gate = rule(FALLOCATE, fd, 1, hold=True)
+    writer = rig.spawn(lambda: rig.write(4096, b"b" * MIB))
+    until(lambda: any(e.kind == FALLOCATE and e.off > BLOCK and e.phase == 0 for e in events()))
+    rig.volume.flush_ns = 0
+    rig.spawn(rig.volume.run_flusher)
+    until(lambda: rig.volume.state["durable"] >= 2 * BLOCK)
+    ended: list[tuple] = []
+    frozen = rig.spawn(lambda: ended.append(rig.volume.freeze()))
+    stays(lambda: not ended)
+    SHIM.shim_open(gate)
+    frozen.join(20)
+    size = os.fstat(fd).st_size
+    assert ended[0][0] == 2 * BLOCK
+    stays(lambda: os.fstat(fd).st_size == size and rig.volume.state["written"] == 2 * BLOCK)
+    rig.volume.thaw()
+    writer.join(20)
+    assert rig.injector.wait() == 0 and rig.injector.answered() == [(2, 0), (4, 0)]
+
+
 def short_writes(rig: Rig) -> None:
     """A pwrite that takes only a part is gone on with."""
     rule(PWRITE, rig.fds[1], 0, half=True)

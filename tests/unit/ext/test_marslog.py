@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from marsx._ext import marsinject, marslog, marsreplay
+from marsx._ext import marsinject, marslog, marsreplay, marsshadow
 from marsx.log import reader, record
 from tests.fix_volume import BLOCK, MIB, apply, flip, new_header, read_groups
 
@@ -383,7 +383,7 @@ def test_many_threads_small_ring_rotation(make_rig):
 
 def test_demanded_kernel_is_never_ignored():
     """A kernel that was asked for by name and is not there stops the import."""
-    for module in ("marslog", "marsreplay"):
+    for module in ("marslog", "marsshadow", "marsreplay"):
         for name in ("MARS_CRC_KERNEL", "MARS_XXH3_KERNEL"):
             done = subprocess.run([sys.executable, "-c", f"from marsx._ext import {module}"], capture_output=True,
                                   text=True, check=False, env={**os.environ, name: "none-such"})
@@ -393,8 +393,8 @@ def test_demanded_kernel_is_never_ignored():
 def test_bad_arguments():
     """The set-up refuses what cannot be, instead of going on with it."""
     with pytest.raises(ValueError, match="ring_bytes"):
-        marslog.Volume(0, MIB, 512, 1000)
-    volume = marslog.Volume(0, MIB, 512, 16 * MIB)
+        marsshadow.Volume(0, MIB, 512, 1000)
+    volume = marsshadow.Volume(0, MIB, 512, 16 * MIB)
     with pytest.raises(ValueError, match="header"):
         volume.start(0, bytes(BLOCK))
     header = new_header(1, MIB).pack()

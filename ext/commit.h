@@ -1,0 +1,343 @@
+/* commit.h: append, group commit, answers.
+ *
+ * Device threads do it themselves: a thread appends its record to the open group and runs mars_log_commit(). As long
+ * as fewer than MARS_IN_FLIGHT groups are being written it closes the oldest waiting group, seals it (chain, CRC) and
+ * writes it with O_DIRECT. Groups are answered in log order (rule 1), never under the lock.
+ */
+#ifndef MARS_COMMIT_H
+#define MARS_COMMIT_H
+
+#include "disk.h"
+#include "log.h"
+
+/* ---- room in the log file ---- */
+
+/* Locked. Nothing more fits onto /mars, from now on. */
+static inline void mars_log_stalls(struct mars_log *l)
+{
+    if (l->stalled == 0) {
+        l->stalled = mars_clock_ns(CLOCK_MONOTONIC);
+        mars_log_notify(l);
+    }
+}
+
+/* Not locked. File space for the newest log; s is the caller's copy. */
+static inline int mars_log_allocate(struct mars_log *l, struct mars_segment *s, uint64_t step)
+{
+    int rc = mars_file_space(s, step);
+    if (rc == 0) {
+        struct mars_segment *newest;
+        pthread_mutex_lock(&l->lock);
+        newest = mars_segments_newest(&l->segments);
+        if (newest->fd == s->fd && newest->allocated < s->allocated)
+            newest->allocated = s->allocated;
+        pthread_mutex_unlock(&l->lock);
+    }
+    return rc;
+}
+
+/* Not locked. File bytes up to `end`, ahead if possible. */
+static inline int mars_log_extend(struct mars_log *l, struct mars_segment *s, uint64_t end)
+{
+    int rc;
+    do
+        rc = mars_log_allocate(l, s, l->allocate_step);
+    while (rc == 0 && end > s->allocated);
+    if (mars_no_space(rc))
+        rc = mars_log_allocate(l, s, end - s->allocated);       /* the rest of /mars may still take this group */
+    return rc;
+}
+
+/* Locked (given up while allocating). 1: the file has room for this group. 0: somebody is making room, or /mars is
+ * full: then the group stays where it is, so that a rotation is still possible, and the flusher tries again. */
+static inline int mars_log_has_space(struct mars_log *l, struct mars_group *g)
+{
+    struct mars_segment s = *mars_segments_newest(&l->segments);
+    uint64_t end = MARS_BLOCK + mars_up(g->vend) - s.base;
+    int rc;
+    if (end <= s.allocated)
+        return 1;
+    if (l->extending)
+        return 0;
+    l->extending = 1;
+    pthread_mutex_unlock(&l->lock);
+    rc = mars_log_extend(l, &s, end);
+    pthread_mutex_lock(&l->lock);
+    l->extending = 0;
+    pthread_cond_broadcast(&l->space);
+    if (mars_no_space(rc)) {
+        if (l->stalled == 0) {
+            mars_log_stalls(l);
+            pthread_cond_broadcast(&l->work);
+        }
+        return 0;
+    }
+    if (rc < 0) {
+        mars_log_fail(l, rc, MARS_FAIL_WRITE);
+        return 0;
+    }
+    if (l->stalled) {
+        l->stalled = 0;
+        mars_log_notify(l);
+    }
+    /* the world may have changed meanwhile: look again */
+    if (l->frozen || l->groups.commit >= l->groups.next || g != mars_groups_at(&l->groups, l->groups.commit))
+        return 0;
+    s = *mars_segments_newest(&l->segments);
+    return MARS_BLOCK + mars_up(g->vend) - s.base <= s.allocated;
+}
+
+/* Not locked. /mars is full: say so and wait a moment. 0: try again; the error when the log is to stop. */
+static inline int mars_log_stall(struct mars_log *l, int rc)
+{
+    int stop;
+    pthread_mutex_lock(&l->lock);
+    stop = l->stop;
+    if (!stop)
+        mars_log_stalls(l);
+    pthread_mutex_unlock(&l->lock);
+    if (stop)
+        return rc;
+    mars_sleep_ns(100000000);
+    return 0;
+}
+
+/* Not locked. The group's bytes into the log file, whose space is there already (mars_log_has_space). */
+static inline int mars_log_write_group(struct mars_log *l, const struct mars_group *g, const struct mars_segment *s)
+{
+    uint64_t off = MARS_BLOCK + g->vstart - s->base;
+    int rc;
+    do
+        rc = mars_pwrite_all(s->fd, mars_ring_at(&l->groups, g->vstart), g->vend - g->vstart, off);
+    while (mars_no_space(rc) && mars_log_stall(l, rc) == 0);    /* file systems that promise no space ahead */
+    return rc;
+}
+
+/* ---- answers ---- */
+
+/* Locked. The group's requests in the totals; now: when they were answered. */
+static inline void mars_log_count(struct mars_log *l, const struct mars_group *g, uint64_t now)
+{
+    uint32_t i;
+    for (i = 0; i < g->n_req; i++) {
+        uint64_t us = (now - g->req[i].start_ns) / 1000;
+        int bits = us ? 64 - __builtin_clzll(us) : 0;
+        l->count.latency[bits < 31 ? bits : 31]++;
+        l->count.write_bytes += g->req[i].size;
+    }
+    l->count.writes += g->n_req;
+}
+
+/* Locked (given up while answering). The group is ours alone as long as it is MARS_GROUP_ANSWERING. */
+static inline void mars_log_answer_group(struct mars_log *l, struct mars_group *g, int error)
+{
+    uint64_t now;
+    uint32_t i;
+    g->state = MARS_GROUP_ANSWERING;
+    pthread_mutex_unlock(&l->lock);
+    now = mars_clock_ns(CLOCK_MONOTONIC);
+    for (i = 0; i < g->n_req; i++)
+        g->req[i].done(&g->req[i], error);
+    pthread_mutex_lock(&l->lock);
+    mars_log_count(l, g, now);
+    g->state = MARS_GROUP_ANSWERED;
+}
+
+/* Locked. */
+static inline void mars_log_release(struct mars_log *l)
+{
+    mars_groups_release(&l->groups);
+    pthread_cond_broadcast(&l->space);
+}
+
+/* Locked. A group without a gap before it is in the log: `written` moves. */
+static inline void mars_log_wrote(struct mars_log *l, const struct mars_group *g)
+{
+    int idle = l->written == l->durable;
+    if (g->vend < l->written || g->vend > l->groups.appended) {
+        mars_log_fail(l, -EIO, MARS_FAIL_INVARIANT);
+        return;
+    }
+    l->written = g->vend;
+    memcpy(l->written_digest, g->digest, 16);
+    if (idle)
+        pthread_cond_broadcast(&l->work);
+}
+
+/* Locked (given up while answering). Groups complete without a gap before them move `written` and are answered. */
+static inline void mars_log_answer_done(struct mars_log *l)
+{
+    uint64_t i;
+    for (i = l->groups.first; i < l->groups.commit; i++) {
+        struct mars_group *g = mars_groups_at(&l->groups, i);
+        if (g->state == MARS_GROUP_WRITING)
+            break;
+        if (g->state == MARS_GROUP_DONE) {
+            if (l->failed == 0)
+                mars_log_wrote(l, g);
+            mars_log_answer_group(l, g, l->failed);
+        }
+    }
+    mars_log_release(l);
+}
+
+/* Locked (given up while answering). After a failure: everything not being written is answered with the error. */
+static inline void mars_log_answer_failed(struct mars_log *l)
+{
+    uint64_t i;
+    if (l->groups.open)
+        mars_groups_close(&l->groups);
+    for (i = l->groups.first; i < l->groups.next; i++) {
+        struct mars_group *g = mars_groups_at(&l->groups, i);
+        if (g->state == MARS_GROUP_WAITING || g->state == MARS_GROUP_DONE)
+            mars_log_answer_group(l, g, l->failed);
+    }
+    while (l->n_flush && !l->syncing) {
+        struct mars_flush f = l->flushes[--l->n_flush];
+        pthread_mutex_unlock(&l->lock);
+        f.req.done(&f.req, l->failed);
+        pthread_mutex_lock(&l->lock);
+    }
+    mars_log_release(l);
+    mars_log_notify(l);
+}
+
+/* ---- commit ---- */
+
+/* Locked, in log order. */
+static inline void mars_log_seal(struct mars_log *l, struct mars_group *g)
+{
+    const struct mars_segment *s = mars_segments_newest(&l->segments);
+    uint64_t now = mars_clock_ns(CLOCK_REALTIME);
+    l->lamport_ns = now > l->lamport_ns ? now : l->lamport_ns + 1;
+    mars_groups_seal(&l->groups, g, &l->seal, l->durable > s->base ? l->durable - s->base : 0, l->lamport_ns, now);
+}
+
+/* Locked. Another group is being written, and this one may grow: who ends that write takes it. */
+static inline int mars_log_may_grow(const struct mars_log *l, const struct mars_group *g)
+{
+    return l->in_flight && g->state == MARS_GROUP_OPEN && g->n < l->batch && g->vend - g->vstart < MARS_BATCH_BYTES;
+}
+
+/* Write waiting groups while fewer than MARS_IN_FLIGHT are being written; answer what is complete in log order. */
+static inline void mars_log_commit(struct mars_log *l)
+{
+    pthread_mutex_lock(&l->lock);
+    while (l->in_flight < MARS_IN_FLIGHT && !l->frozen && l->failed == 0 && l->groups.commit < l->groups.next) {
+        struct mars_group *g = mars_groups_at(&l->groups, l->groups.commit);
+        struct mars_segment s;
+        int rc;
+        if (!mars_log_has_space(l, g)) {
+            if (l->stalled || l->extending)
+                break;
+            continue;
+        }
+        if (mars_log_may_grow(l, g))
+            break;
+        if (g->state == MARS_GROUP_OPEN)
+            mars_groups_close(&l->groups);
+        mars_log_seal(l, g);
+        g->state = MARS_GROUP_WRITING;
+        l->groups.commit++;
+        l->in_flight++;
+        l->count.groups++;
+        s = *mars_segments_newest(&l->segments);
+        pthread_mutex_unlock(&l->lock);
+        rc = mars_log_write_group(l, g, &s);
+        pthread_mutex_lock(&l->lock);
+        l->in_flight--;
+        if (rc < 0)
+            mars_log_fail(l, rc, MARS_FAIL_WRITE);
+        g->state = MARS_GROUP_DONE;
+        mars_log_answer_done(l);
+    }
+    if (l->failed)
+        mars_log_answer_failed(l);
+    pthread_mutex_unlock(&l->lock);
+}
+
+/* ---- append ---- */
+
+/* Locked. 1 when the open group takes a payload of `span` bytes now, 0 when the caller has to wait. */
+static inline int mars_log_room(struct mars_log *l, uint32_t span)
+{
+    if (l->hook.room && !l->hook.room(l->hook.arg)) {
+        if (!l->pressed) {                  /* write-back has to come now, however little there is */
+            l->pressed = 1;
+            pthread_cond_broadcast(&l->work);
+        }
+        return 0;
+    }
+    return mars_groups_room(&l->groups, span, l->written);
+}
+
+/* Locked (given up while waiting). Until a record fits. */
+static inline void mars_log_wait_room(struct mars_log *l, uint32_t span)
+{
+    while (l->failed == 0 && !l->stop && !mars_log_room(l, span)) {
+        l->count.waits++;
+        pthread_mutex_unlock(&l->lock);
+        mars_log_commit(l);
+        pthread_mutex_lock(&l->lock);
+        if (l->failed == 0 && !l->stop && !mars_log_room(l, span)) {
+            struct timespec until = mars_deadline(50);
+            pthread_cond_timedwait(&l->space, &l->lock, &until);
+        }
+    }
+}
+
+/* One record into the open group, waiting while there is no room. 0 or a negative errno (not answered then). */
+static inline int mars_log_append(struct mars_log *l, const struct mars_req *req, const struct mars_record *r,
+                                  const uint8_t *data)
+{
+    uint32_t span = (r->stored + MARS_PAYLOAD_ALIGN - 1) & ~(MARS_PAYLOAD_ALIGN - 1);
+    int rc = 0;
+    pthread_mutex_lock(&l->lock);
+    mars_log_wait_room(l, span);
+    if (l->failed || l->stop) {
+        rc = l->failed ? l->failed : -EIO;
+    } else if (l->hook.accept) {
+        rc = l->hook.accept(l->hook.arg, r->offset, r->length, mars_groups_place(&l->groups, r->stored), r->stored,
+                            r->crc);
+        if (rc < 0)
+            mars_log_fail(l, rc, MARS_FAIL_INVARIANT);
+    }
+    if (rc == 0)
+        mars_groups_add(&l->groups, r, data, span, req);
+    pthread_mutex_unlock(&l->lock);
+    return rc;
+}
+
+/* Log a write (data) or a discard or write of zeros (NULL), and see that it is committed. 0: it is or will be
+ * answered; a negative errno: the caller answers. Inside the device, and in whole logical blocks: no disk takes
+ * anything else, and a logged record is for ever. */
+static inline int mars_log_record(struct mars_log *l, const struct mars_req *req, int kind, const uint8_t *data,
+                                  uint64_t off, uint64_t length)
+{
+    struct mars_record r;
+    int rc;
+    if (!l->started || length == 0 || (data && length > MARS_WRITE_MAX) || !mars_inside(off, length, l->device_size) ||
+        ((off | length) & (l->block_size - 1)))
+        return -EIO;
+    if (mars_log_knows(l, req->unique)) {
+        l->count.known++;
+        req->done(req, 0);
+        return 0;
+    }
+    memset(&r, 0, sizeof r);
+    r.type = (uint8_t)kind;
+    r.flags = MARS_RECORD_MUST;
+    r.offset = off;
+    r.length = length;
+    r.unique = req->unique & ~MARS_RESENT;
+    if (data) {
+        r.stored = (uint32_t)length;
+        r.crc = mars_crc32c(0, data, length);
+    }
+    rc = mars_log_append(l, req, &r, data);
+    if (rc == 0)
+        mars_log_commit(l);
+    return rc;
+}
+
+#endif

@@ -1,0 +1,94 @@
+"""Declarations of ext/log.h and what it includes, for Cython; extern only, no run-time dependency."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, int32_t
+from format cimport mars_expect
+from threads cimport pthread_mutex_t, pthread_cond_t
+
+cdef extern from "request.h" nogil:
+    struct mars_req:
+        void (*done)(const mars_req *req, int error) noexcept nogil
+        uint64_t unique
+        uint64_t start_ns
+        uint32_t size
+        int32_t fd
+
+cdef extern from "groups.h" nogil:
+    struct mars_groups:
+        uint8_t *ring
+        uint64_t low
+        uint64_t high
+        uint64_t appended
+    uint64_t mars_up(uint64_t v)
+
+cdef extern from "segments.h" nogil:
+    uint64_t MARS_UNKNOWN
+    struct mars_segment:
+        uint64_t base
+        uint64_t end
+        int fd
+        int pins
+        uint64_t allocated
+        mars_expect start
+    struct mars_segments:
+        mars_segment *one
+        int n
+    int mars_segments_prepare(mars_segments *s, int fd, const uint8_t *header)
+    mars_segment *mars_segments_newest(mars_segments *s)
+    mars_segment *mars_segments_find(mars_segments *s, uint64_t v)
+    void mars_segments_drop_oldest(mars_segments *s)
+
+cdef extern from "log.h" nogil:
+    enum:
+        MARS_WRITE_MAX
+        MARS_FAIL_WRITE
+        MARS_FAIL_SYNC
+        MARS_FAIL_READ_BACK
+        MARS_FAIL_INVARIANT
+    struct mars_log_hooks:
+        int (*room)(void *arg) noexcept nogil
+        int (*accept)(void *arg, uint64_t off, uint64_t length, uint64_t v, uint32_t stored,
+                      uint32_t crc) noexcept nogil
+        void *arg
+    struct mars_log_counters:
+        uint64_t writes
+        uint64_t write_bytes
+        uint64_t flushes
+        uint64_t groups
+        uint64_t syncs
+        uint64_t waits
+        uint64_t known
+        uint64_t latency[32]
+    struct mars_log:
+        pthread_mutex_t lock
+        pthread_cond_t space
+        pthread_cond_t work
+        uint64_t device_size
+        uint32_t block_size
+        mars_log_hooks hook
+        mars_groups groups
+        mars_segments segments
+        uint64_t written
+        uint64_t durable
+        uint8_t durable_digest[16]
+        mars_expect seal
+        int started
+        int frozen
+        int stop
+        int failed
+        int fail_where
+        int in_flight
+        int pressed
+        uint64_t stalled
+        uint64_t lamport_ns
+        uint64_t *known
+        uint64_t n_known
+        uint64_t flush_ns
+        uint64_t allocate_step
+        uint32_t batch
+        mars_log_counters count
+    int mars_log_init(mars_log *l, uint64_t device_size, uint32_t block_size, uint64_t ring_bytes, int event_fd)
+    void mars_log_free(mars_log *l)
+    void mars_log_notify(mars_log *l)
+    void mars_log_fail(mars_log *l, int rc, int where)
+    uint64_t mars_log_settled(mars_log *l)
+    int mars_log_from_ring(mars_log *l, uint8_t *to, uint64_t v, uint64_t n)

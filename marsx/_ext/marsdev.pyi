@@ -1,0 +1,13 @@
+"""The FUSE request loop: see ext/marsdev.pyx."""
+
+from typing import Any
+
+from marsx._ext.marsshadow import Volume
+
+class Frontend:
+    def __init__(self, volume: Volume, name: str) -> None: ...
+    gone: int
+    @property
+    def counters(self) -> dict[str, Any]: ...
+    def resend(self, fd: int) -> bool: ...
+    def serve(self, fd: int) -> int: ...
