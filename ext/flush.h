@@ -130,6 +130,15 @@ static inline int mars_log_next_work(struct mars_log *l, struct mars_segment *s)
     return ahead;
 }
 
+static inline int mars_log_stopping(struct mars_log *l)
+{
+    int stop;
+    pthread_mutex_lock(&l->lock);
+    stop = l->stop;
+    pthread_mutex_unlock(&l->lock);
+    return stop;
+}
+
 /* Body of the flusher: whatever is written becomes durable at the latest flush_ns later; allocates file space ahead.
  * Returns after a stop. */
 static inline void mars_log_run_flusher(struct mars_log *l)
@@ -144,7 +153,7 @@ static inline void mars_log_run_flusher(struct mars_log *l)
             pthread_cond_broadcast(&l->space);
             pthread_mutex_unlock(&l->lock);
         }
-        if (!l->stop)
+        if (!mars_log_stopping(l))
             mars_sleep_ns(l->flush_ns);
         mars_log_commit(l);                 /* what waited for space, or for us making it */
         mars_log_sync_all(l);
