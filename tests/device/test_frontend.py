@@ -183,7 +183,7 @@ def test_killed_workers_under_load_are_only_a_pause(mars: Mars, device: str, kil
     load = subprocess.Popen(
         ["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=4k", "--iodepth=32",
          "--ioengine=libaio",
-         "--direct=1", "--verify=crc32c", "--verify_fatal=1", "--size=32M", "--loops=200",
+         "--direct=1", "--verify=crc32c", "--verify_state_save=0", "--verify_fatal=1", "--size=32M", "--loops=200",
          "--runtime=8", "--time_based"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     resent = 0
