@@ -138,7 +138,8 @@ def check_end(device: Device) -> dict:
 def fio(device: Device, *more: str) -> list[str]:
     """Command line of a verified load on the device."""
     return ["fio", "--name=load", f"--filename={device.path}", "--direct=1", "--ioengine=libaio", "--verify=crc32c",
-            "--verify_state_save=0", "--verify_fatal=1", "--randrepeat=1", "--group_reporting", f"--aux-path={device.top}", *more]
+            "--verify_state_save=0", "--verify_fatal=1", "--randrepeat=1", "--group_reporting",
+            f"--aux-path={device.top}", *more]
 
 
 def test_fio_verify(device):
