@@ -510,8 +510,9 @@ class Runner:
         await self.stop_consumer()
         self.trouble = ""
         self.publisher.drop_hint()
-        replica.set_logs_aside(self.site, self.resource)
+        # First syncstatus = 0: a crash in between leaves an unfinished sync, which begins again by itself.
         self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at), durable=True)
+        replica.set_logs_aside(self.site, self.resource)
         for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync"):
             self.site.say(self.resource, key, "")
         self.site.forget_view()
