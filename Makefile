@@ -13,6 +13,8 @@ PYZ_SOURCES := $(shell find marsx -name '*.py' 2>/dev/null) tools/mkpyz.py tools
 LINTED := setup.py marsx tools tests $(wildcard bench)
 # More arguments for pytest: make test ARGS='tests/unit/base -k config'
 ARGS ?=
+# Most tests wait for something; parts of a file stay together as long as there is work.
+PARALLEL ?= -n 3 --dist worksteal
 
 # Where it is set, every start of a program compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,7 +44,7 @@ mars.pyz: $(PYZ_SOURCES) $(EXTENSIONS) | $(DEPS)
 	$(PY) tools/mkpyz.py
 
 test: build pyz ## all tests (what needs root or a device that is not there is skipped, with the reason)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(PARALLEL) $(ARGS)
 
 unit: build ## only the fast tests
 	$(PY) -m pytest tests/unit $(ARGS)

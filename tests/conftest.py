@@ -44,10 +44,12 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where this run's note is."""
+    """Where this run's note is. A worker of a parallel run has one of its own."""
     global _current
     notes = _notes(config)
     _current = notes / str(os.getpid()) if notes else None
+    if _current is not None and hasattr(config, "workerinput"):
+        _current.write_text("")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

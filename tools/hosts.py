@@ -162,7 +162,7 @@ class Host:
         self.folder.mkdir()
         self._loops: list[Loop] = []
         self._children: list[subprocess.Popen[str]] = []
-        self._mars_loops: set[str] = set()
+        self._mars_loops: dict[str, str] = {}  # device -> its sequence number: others may get the name later
         self.holder: Holder | None = None
         try:
             self._build(data_size, mars_size)
@@ -252,6 +252,7 @@ class Host:
             raise HostError(f"{pyz} is not there: run `make pyz` first")
         target = self.path("/opt/mars")
         target.mkdir(exist_ok=True)
+        target.chmod(0o755)
         shutil.copy2(pyz, target / "mars.pyz")
         (target / "mars.pyz").chmod(0o755)
         for name in COMMANDS:
@@ -299,9 +300,10 @@ class Host:
     def _note_devices(self) -> None:
         for name in self.devices():
             try:
-                self._mars_loops.add(self.mars_device(name))
+                device = self.mars_device(name)
             except OSError:
                 continue  # gone in this moment, or no link: then it is none of the daemon's
+            self._mars_loops[device] = loops.sequence(device)
 
     def devices(self) -> list[str]:
         """Names in the host's /dev/mars."""
@@ -416,8 +418,8 @@ class Host:
                 for stream in (child.stdin, child.stdout, child.stderr):
                     if stream is not None and not stream.closed:
                         stream.close()
-        for device in self._mars_loops:
-            if "/loop" in device:
+        for device, sequence in self._mars_loops.items():
+            if "/loop" in device and loops.sequence(device) == sequence:
                 loops.clear_dead_mars_loop(device)
         for loop in self._loops:
             loop.close()
@@ -479,8 +481,8 @@ class Cluster:
         found += [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if mine in line]
         holders = [host.holder for host in self if host.holder] + ([self._switch.holder] if self._switch else [])
         found += [f"process {holder.process.pid}" for holder in holders if holder.process.poll() is None]
-        found += [f"{device} of a dead marsd" for host in self for device in host._mars_loops
-                  if loops.backing_file(device) and not loops._answers(device)]
+        found += [f"{device} of a dead marsd" for host in self for device, sequence in host._mars_loops.items()
+                  if loops.sequence(device) == sequence and loops.backing_file(device) and not loops._answers(device)]
         return found + ([mine] if self.folder.exists() else [])
 
     def close(self) -> None:

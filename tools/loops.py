@@ -74,6 +74,14 @@ def backing_file(device: str) -> str:
         return ""
 
 
+def sequence(device: str) -> str:
+    """The kernel's number of this attachment of a block device: never given twice ("" = no such device)."""
+    try:
+        return Path("/sys/block", Path(device).name, "diskseq").read_text().strip()
+    except OSError:
+        return ""
+
+
 def all_backing_files() -> dict[str, str]:
     """Every bound loop device of the machine and its backing file."""
     found = {f"/dev/{entry.name}": backing_file(entry.name) for entry in Path("/sys/block").glob("loop*")}

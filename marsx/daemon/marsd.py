@@ -248,18 +248,21 @@ def start(paths: Paths, timeout: float) -> int:
         _go_to_background(paths, writer)
     os.close(writer)
     os.waitpid(child, 0)
+    code, deadline = 1, time.monotonic() + timeout
     try:
-        for line in _lines(reader, time.monotonic() + timeout):
+        for line in _lines(reader, deadline):
             word, _, rest = line.partition(" ")
             if word == "ready":
                 return 0
             if word == "note:":
                 sys.stderr.write(f"marsd: {printable(rest)}\n")
             elif word == "failed":
-                raise _failure(paths, before, int(rest))
+                code = int(rest)  # its process ends now, and with it the pipe
     finally:
         os.close(reader)
-    raise _failure(paths, before, 1)
+    while runfile.keeper_pid(paths.run_dir) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise _failure(paths, before, code)
 
 
 def _go_to_background(paths: Paths, writer: int) -> None:
