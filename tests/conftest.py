@@ -1,10 +1,12 @@
-"""Lists the plugins (every tests/fix_*.py) and remembers a run that died. Nothing else belongs here.
+"""Lists the plugins (every tests/fix_*.py), remembers a run that died, keeps parallel workers out of each other's way.
+Nothing else belongs here.
 
 A run that ends by a signal (a crash in an extension, kill -9) leaves a note with the name of the test it was in; the
 next run says so on top, because "no failures reported" is no success then.
 """
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -48,8 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
     global _current
     notes = _notes(config)
     _current = notes / str(os.getpid()) if notes else None
-    if _current is not None and hasattr(config, "workerinput"):
-        _current.write_text("")
+    if hasattr(config, "workerinput"):
+        if _current is not None:
+            _current.write_text("")
+        _own_mounts()
+
+
+def _own_mounts() -> None:
+    """A mount of one worker must not be held by the name spaces that another one makes meanwhile."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_namespace, recursive, private = 0x20000, 0x4000, 0x40000
+    if os.geteuid() == 0 and libc.unshare(new_namespace) == 0:
+        if libc.mount(b"none", b"/", None, recursive | private, None):
+            raise OSError(ctypes.get_errno(), "the mounts of this worker cannot be made private")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

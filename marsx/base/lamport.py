@@ -89,6 +89,7 @@ class Lamport:
         self._clock = clock
         self._file = high_water
         self._last = max(floor, high_water.limit if high_water else 0)
+        self._trusted = 0
         self._peers: dict[str, int] = {}
         self._writes = high_water is not None and high_water.writable
         self.max_future = max_future
@@ -110,6 +111,11 @@ class Lamport:
         if stamp > self._last:
             self._last = stamp
 
+    def trust(self, ceiling: int) -> None:
+        """Another program of this host may have given out stamps up to there. They are legal; those that exist are
+        seen when they are read, so the clock need not jump (the ceiling is written ahead: it would run away)."""
+        self._trusted = max(self._trusted, ceiling)
+
     def real(self) -> int:
         """The host's own clock, as it is."""
         return self._clock()
@@ -118,7 +124,7 @@ class Lamport:
         """Rule 25: false for a stamp that no healthy clock of this cluster can have made."""
         if not 0 < stamp <= STAMP_MAX:
             return False
-        return stamp <= self._last or stamp - self._reference() <= self.max_future
+        return stamp <= max(self._last, self._trusted) or stamp - self._reference() <= self.max_future
 
     def peer_clock(self, host: str, real_ns: int | None) -> None:
         """The real time that a connected peer just told (heartbeat); None when its connection ends."""
@@ -131,7 +137,7 @@ class Lamport:
         """Why this host's clock cannot be trusted and it must start no role, or "" (rule 25)."""
         own = self._clock()
         days = self.max_future // 86_400_000_000_000
-        if max(self._last, *self._peers.values(), 0) - own > self.max_future:
+        if max(self._last, self._trusted, *self._peers.values(), 0) - own > self.max_future:
             return (f"the clock of this host is more than {days} days behind the stamps of the cluster: "
                     "set the clock, then start marsd anew")
         if self._peers and own - max(self._peers.values()) > self.max_future:
@@ -148,7 +154,7 @@ class Lamport:
             self._writes = False
 
     def _reference(self) -> int:
-        return max(self._clock(), self._last, *self._peers.values(), 0)
+        return max(self._clock(), self._last, self._trusted, *self._peers.values(), 0)
 
     def _extend(self) -> None:
         """Keep the durable ceiling above the stamps. Without it the clock goes on, and `trouble` says so: stamps

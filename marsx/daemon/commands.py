@@ -214,6 +214,8 @@ async def log_rotate(worker: Worker, resource: str, args: dict[str, Any]) -> dic
     async with runner.exclusive():
         if runner.producer is None:
             raise PreconditionError(f"{resource}: this host is not the primary any more")
+        if runner.producer.is_log_empty():
+            return {"ok": True, "text": "the newest log is empty, there is nothing to rotate"}
         end = await runner.producer.rotate()
     return {"ok": True, "text": f"log {end.nr} ends at {end.pos}, log {end.nr + 1} begins"}
 

@@ -124,6 +124,8 @@ class Source:
         except (DamagedError, NotFoundError) as err:
             return Verdict(Reason.MISSING, err.text)
         if not self._in_history(start.nr, start.producer):
+            if start.nr > end.nr:
+                return Verdict(Reason.BEHIND, f"{name} has only just begun here")
             return Verdict(Reason.SPLIT, f"{name} lies here, but the history of this host goes another way")
         known = self._end_of(start.nr, start.producer)
         if not start.log_id:

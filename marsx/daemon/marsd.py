@@ -29,6 +29,7 @@ from marsx.base.errors import (
 )
 from marsx.base.messages import printable
 from marsx.daemon import runfile
+from marsx.tree import paths as tree
 
 USAGE = """The daemon of MARS: keeps the devices /dev/mars/RES, their logs and their replication.
 
@@ -117,6 +118,8 @@ def check_host(paths: Paths) -> None:
         raise PreconditionError(f"{paths.mars_dir} is not a directory", "give the right one with --mars-dir")
     if not os.access(paths.mars_dir, os.R_OK | os.W_OK | os.X_OK):
         raise PermissionDeniedError(f"{paths.mars_dir} is not writable", "is its file system mounted read-only?")
+    if not os.path.lexists(os.path.join(paths.mars_dir, tree.uuid())):
+        raise PreconditionError("this host is in no cluster", "marsadm create-cluster, or: marsadm join-cluster HOST")
     for path, mode in ((paths.run_dir, 0o700), (paths.dev_dir, 0o755)):
         try:
             os.makedirs(path, mode=mode, exist_ok=True)

@@ -7,6 +7,7 @@ replay links durable -> grant durable -> is-primary=0. A device in use ends noth
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -124,11 +125,9 @@ class Producer:
     # ---- being ----
 
     def _moved(self) -> None:
-        """The event descriptor: durable moved, or the volume failed or stalled."""
-        try:
+        """The event descriptor says, or a rotation: durable moved, or the volume failed or stalled."""
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.event_fd)
-        except BlockingIOError:
-            return
         volume = self.primary.volume
         if volume is None:
             return
@@ -166,6 +165,11 @@ class Producer:
             if point != self._published:
                 self._published = point
                 self.primary.publish()
+
+    def is_log_empty(self) -> bool:
+        """Nothing was written since the newest log began."""
+        volume = self.primary.volume
+        return volume is not None and not volume.state["appended"]
 
     async def rotate(self) -> LogPos:
         """Log N ends, N+1 begins."""

@@ -116,7 +116,7 @@ class Store:
             guard.check_root(self.root, writable=not self.readonly)
             self._identity = guard.root_identity(self.root)
             try:
-                self.lamport.see(HighWater(self._path(paths.lamport_file(self.host))).limit)
+                self.lamport.trust(HighWater(self._path(paths.lamport_file(self.host))).limit)
             except OSError as err:
                 raise _failure("the Lamport high-water mark cannot be read", err) from err
         elif guard.root_identity(self.root) != self._identity:

@@ -54,6 +54,7 @@ class Mars:
         self.name = f"{self.prefix}-data"
         for name in ("mars", "backing"):
             (top / name).mkdir()
+        (top / "mars/uuid").symlink_to("null")
         self.run_dir, self.dev_dir, self.backing = top / "run", top / "dev", top / "backing"
         self.control = top / "s"
         self.env = {**os.environ, "NULL_LIBRARY": library, "NULL_SOCKET": str(self.control),

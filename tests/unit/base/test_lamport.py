@@ -100,6 +100,22 @@ def test_power_cut_never_repeats_a_stamp(tmp_path):
         assert after.now() > max(stamps)
 
 
+def test_another_program_does_not_push_the_clock_ahead(tmp_path):
+    """marsadm trusts the ceiling that marsd has written ahead, but begins at the stamps that exist: commands given one
+    after the other leave the clock at real time."""
+    path = str(tmp_path / "lamport")
+    marsd = Lamport(Clock(), high_water=HighWater(path, writable=True))
+    marsd.now()
+    for _ in range(100):
+        marsadm = Lamport(Clock())
+        marsadm.trust(HighWater(path).limit)
+        marsadm.see(marsd.high_water)
+        assert marsadm.legal(HighWater(path).limit)
+        marsd.see(marsadm.now())
+        marsd.now()
+    assert marsd.high_water - NOW < 1000
+
+
 def test_high_water_costs_one_write_per_step(tmp_path, monkeypatch):
     writes = []
     real = durable.overwrite

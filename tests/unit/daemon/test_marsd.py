@@ -38,6 +38,10 @@ def test_check_host_makes_what_it_may(tmp_path: Path) -> None:
     here = paths(tmp_path)
     if not os.path.exists("/dev/fuse") or not os.path.exists("/dev/loop-control"):
         pytest.skip("no /dev/fuse or /dev/loop-control")
+    with pytest.raises(PreconditionError, match="no cluster"):
+        marsd.check_host(here)
+    assert not os.path.exists(here.run_dir)
+    os.symlink("cluster", os.path.join(here.mars_dir, "uuid"))
     marsd.check_host(here)
     assert os.stat(here.run_dir).st_mode & 0o777 == 0o700
     assert os.path.isdir(here.dev_dir)
@@ -57,6 +61,7 @@ def test_check_host_refuses_what_is_not_there(tmp_path: Path) -> None:
 def test_run_dir_of_others_is_refused(tmp_path: Path) -> None:
     """Whoever can write there could plant a socket or a state file."""
     here = paths(tmp_path)
+    os.symlink("cluster", os.path.join(here.mars_dir, "uuid"))
     os.mkdir(here.run_dir)
     os.chmod(here.run_dir, 0o777)
     with pytest.raises(PermissionDeniedError, match="by others"):
