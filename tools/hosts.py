@@ -164,6 +164,7 @@ class Host:
         self._children: list[subprocess.Popen[str]] = []
         self._mars_loops: dict[str, str] = {}  # device -> its sequence number: others may get the name later
         self.holder: Holder | None = None
+        self.marsd_environment: dict[str, str] = {}             # more for `marsd start` (the I/O layer of tests/fault)
         try:
             self._build(data_size, mars_size)
         except BaseException:
@@ -321,7 +322,7 @@ class Host:
 
     def marsd_start(self) -> None:
         """Start the daemon; returns when it serves."""
-        self.run("marsd start")
+        self.run("marsd start", env={**self.environment(), **self.marsd_environment})
 
     def marsd_stop(self) -> None:
         """Stop the daemon in the ordinary way."""
