@@ -15,12 +15,14 @@ LINTED := setup.py marsx tools tests $(wildcard bench)
 ARGS ?=
 # Most tests wait for something; parts of a file stay together as long as there is work.
 PARALLEL ?= -n 3 --dist worksteal
+# Seed of the simulations: make sim SEED=7
+SEED ?= 1
 
 # Where it is set, every start of a program compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build pyz test unit check lint types bench demo errors annotate clean distclean
+.PHONY: help deps build pyz test unit check lint types sim sim-long mutants bench demo errors annotate clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +58,15 @@ lint: $(DEPS) ## ruff
 
 types: $(DEPS) ## mypy over marsx
 	$(PY) -m mypy marsx
+
+sim: build ## crash states, enumerated: 20,000 of recorded runs (SEED=n; a failure says how to see its state again)
+	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 20000
+
+sim-long: build ## the same, 1,000,000 states
+	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 1000000
+
+mutants: build ## take correctness rules out of a copy of the sources, one by one: the crash states must find each
+	$(PY) -m tests.crash.mutants $(ARGS)
 
 bench: build pyz ## measure everything into bench/report.json; bench/README.md says what the numbers mean
 	@mkdir -p build

@@ -244,7 +244,9 @@ class Primary:
                 self._publish_wanted = False
                 assert self.volume is not None
                 _, nr, pos, digest = self.volume.durable_point()
-                self._tell_version(LogPos(nr, self._producer(nr), pos), digest, self._headers[nr])
+                header = self._headers.get(nr)
+                if header is not None:          # else rotated and written back since: its end was told when it ended
+                    self._tell_version(LogPos(nr, header.producer, pos), digest, header)
             finally:
                 self._publish_lock.release()
 

@@ -4,7 +4,9 @@
        only in a cache
     2. a log with a successor ends where the successor's header says, with that digest; anything else is damage
     3. the newest log ends at its last valid group; a torn tail is normal, but not below a position that was known
-       durable
+       durable. Version links know it, and in an own log the groups behind: their headers tell what was durable when
+       they were written. In a copy of another host's log these headers speak of that host's disk: here a piece of many
+       groups is written at once, and a power cut may leave the last of them without the first
 """
 from __future__ import annotations
 
@@ -74,8 +76,9 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
         if start and not digest:
             digest = _digest_at(fd, log, start)
         digest = digest or log.header.digest0
-        result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, collect=collect,
-                             known_durable=known_durable(log.nr, log.producer) if log.end is None else 0)
+        known = known_durable(log.nr, log.producer) if log.end is None else 0
+        result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, known_durable=known,
+                             collect=collect, look=None if log.producer == env.host else 0)
         _judge(log, result)
     except BaseException:
         os.close(fd)

@@ -100,13 +100,14 @@ static int before(struct step *s, const char *path, const char *path2, const str
     s->event.op = (uint16_t)s->op;
     s->recorded = io_record_fd >= 0 && s->op != IO_READ && (io_below_roots(path) || (path2 && io_below_roots(path2)));
     s->act = io_apply_rules(s->op, path, path2);
+    if (s->recorded && !s->act.error)
+        io_record_issue(&s->event, path, path2, data);
+    io_delay(s->act.delay);             /* between issue and end: so much longer is it in flight */
     if (s->act.error) {
         s->recorded = 0;
         errno = s->act.error;
         return -1;
     }
-    if (s->recorded)
-        io_record_issue(&s->event, path, path2, data);
     return 0;
 }
 

@@ -18,7 +18,8 @@ of fnmatch(3), in which `*` also matches `/`, against the absolute path as the p
 file that was opened under another name keeps that: a log that is being made is `.tmp.PID.ID.log-NNNNNNNNN-HOST`, and
 its descriptor is named so for as long as it is open, so write `*log-0*`. All rules that match act. Counts are per
 process and rule, and go on when other lines change. Every error, kill or short write is noted: `Rules.hits()`.
-A rule that is not understood ends the process.
+A rule that is not understood ends the process. A delay lies between issue and end, an operation that a rule fails is
+not recorded.
 
 **Record** (`read_record`): what files below the roots receive, an entry at the issue and one at the end of each
 operation, in the order in which they happened in all threads and processes; a write's bytes are those at its issue.

@@ -33,6 +33,7 @@ struct io_act {                         /* what is to happen to one operation */
     int error;                          /* errno, 0 = none */
     long shorter;                       /* at most so many bytes, 0 = all */
     int kill_after;
+    long delay;                         /* microseconds */
 };
 
 struct io_rule {
@@ -214,8 +215,7 @@ static void io_note_hit(const struct io_rule *r, enum io_op op, const char *path
 /* What happens to this operation: every rule whose turn it is has its say. */
 static struct io_act io_apply_rules(enum io_op op, const char *path, const char *path2)
 {
-    struct io_act act = {0, 0, 0};
-    long delay = 0;
+    struct io_act act = {0, 0, 0, 0};
     int kill_now = 0, e = errno;
     pthread_mutex_lock(&io_rules_lock);
     for (int i = 0; i < io_n_rules; i++) {
@@ -224,9 +224,9 @@ static struct io_act io_apply_rules(enum io_op op, const char *path, const char 
             continue;
         if (r->error || r->kill || r->kill_after || r->shorter)
             io_note_hit(r, op, path);
-        delay += r->delay_lo;
+        act.delay += r->delay_lo;
         if (r->delay_hi > r->delay_lo)
-            delay += (long)(io_random() >> 20) % (r->delay_hi - r->delay_lo);
+            act.delay += (long)(io_random() >> 20) % (r->delay_hi - r->delay_lo);
         act.error = r->error ? r->error : act.error;
         act.shorter = r->shorter ? r->shorter : act.shorter;
         act.kill_after |= r->kill_after;
@@ -235,12 +235,17 @@ static struct io_act io_apply_rules(enum io_op op, const char *path, const char 
     pthread_mutex_unlock(&io_rules_lock);
     if (kill_now)
         kill(getpid(), SIGKILL);
-    if (delay) {
-        struct timespec t = {delay / 1000000, delay % 1000000 * 1000};
-        nanosleep(&t, NULL);
-    }
     errno = e;
     return act;
+}
+
+static void io_delay(long us)
+{
+    struct timespec t = {us / 1000000, us % 1000000 * 1000};
+    int e = errno;
+    if (us)
+        nanosleep(&t, NULL);
+    errno = e;
 }
 
 #endif

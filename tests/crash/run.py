@@ -1,0 +1,194 @@
+"""Enumerated crash states: record, cut, recover, check; counts at the end.
+
+    python -m tests.crash.run [--seed N] [--states N] [--seconds S] [--jobs N] [--kinds primary,secondary]
+    python -m tests.crash.run --state RECORDING,CUT,NUMBER,power|kill
+
+Recordings are made one after the other until so many distinct states were checked. A state that breaks a rule ends the
+run with status 1; its recording is kept and the command that shows just this state is printed.
+"""
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.crash import recording
+from tests.crash.checker import Checker, Violation
+from tests.crash.recording import Recording
+from tests.crash.states import State, Walk
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+START_EVERY = 100                   # of so many distinct states one is started as a whole
+
+
+def walk_states(tape_walk: Walk, checker: Checker, budget: int):
+    """All states of a recording, in the order of the cuts."""
+    while tape_walk.now < tape_walk.tape.length:
+        changed = tape_walk.step()
+        checker.count["cuts"] += changed
+        for power in (True, False):
+            yield from tape_walk.states(budget if changed and power else 2 if changed else 1, power)
+
+
+def check_recording(one: Recording, folder: Path, budget: int, limit: int) -> Counter[str]:
+    """At most `limit` distinct states of one recording."""
+    checker = Checker(one, folder / "state")
+    checker.count["operations"] = len(one.tape.file_ops) + len(one.tape.name_ops) + len(one.tape.syncs)
+    checker.count["recordings"] = 1
+    walk, started = Walk(one.tape, one.seed), 0
+    try:
+        for state in walk_states(walk, checker, budget):
+            try:
+                checker.check(state)
+                if checker.count["distinct"] >= started + START_EVERY:
+                    started = checker.count["distinct"]
+                    checker.check_start(state, folder / "start")
+            except Violation as err:
+                raise Failed(one, state, err) from err
+            if checker.count["distinct"] >= limit:
+                break
+    finally:
+        checker.close()
+    return checker.count
+
+
+class Failed(Exception):
+    """A state broke a rule."""
+
+    def __init__(self, one: Recording, state: State, why: Violation) -> None:
+        super().__init__(str(why))
+        self.recording, self.state = one, state
+
+
+def report(err: Failed, keep: Path) -> str:
+    """What a person needs to see just this state again."""
+    state, one = err.state, err.recording
+    file = keep / f"{one.kind}-{one.seed}-{os.getpid()}.rec"
+    one.save(file)
+    how = "power" if state.power else "kill"
+    return (f"VIOLATION: {err}\n  {one.kind} seed {one.seed} (phases: {', '.join(one.phases)}), {how} at entry "
+            f"{state.cut}, state {state.number}; replay link "
+            f"{next((v for k, v in state.links.items() if '/replay-' in k), '-')}\n"
+            f"  again: python -m tests.crash.run --state {file},{state.cut},{state.number},{how}")
+
+
+def campaign(seed: int, states: int, seconds: float, kinds: list[str], folder: Path, budget: int) -> Counter[str]:
+    """Recordings until there are so many states, or the time is over."""
+    total: Counter[str] = Counter()
+    end, number = time.monotonic() + seconds, 0
+    while total["distinct"] < states and time.monotonic() < end:
+        kind = kinds[number % len(kinds)]
+        one = recording.make(seed * 1000 + number, kind, folder / "record")
+        total += check_recording(one, folder, budget, states - total["distinct"])
+        number += 1
+    return total
+
+
+def show(text: str, folder: Path) -> None:
+    """One state again."""
+    file, cut, number, how = text.rsplit(",", 3)
+    one = Recording.load(Path(file))
+    checker, walk = Checker(one, folder / "state"), Walk(one.tape, one.seed)
+    while walk.now < int(cut):
+        walk.step()
+    power = how == "power"
+    state = walk.state(int(number), power, *walk.open_ops(power))
+    print(f"state {state.key.hex()}: logs { {n: len(d) for n, d in state.logs.items()} }, {state.partial} operations "
+          f"not whole, promised: {checker.promises.at(state.cut, power)}")
+    for rel, value in sorted(state.links.items()):
+        print(f"  {rel} -> {value}")
+    try:
+        checker.check(state)
+        checker.check_start(state, folder / "start")
+        print(f"no rule is broken: recovered up to {checker.done[state.key]}")
+    finally:
+        checker.close()
+
+
+def summary(count: Counter[str], seconds: float) -> str:
+    """The counts, in two lines."""
+    return (f"{count['distinct']} distinct states ({count['power']} power cuts, {count['kill']} kills) of "
+            f"{count['states']} made at {count['cuts']} cuts of {count['recordings']} recordings with "
+            f"{count['operations']} operations\n"
+            f"{count['partial']} with operations lost or torn, {count['loss']} that lost answered writes which no "
+            f"flush covered, {count['again']} recovered twice, {count['starts']} started as a whole,\n"
+            f"{count['rot']} with a turned bit ({count['rot_named']} named as damage); {seconds:.0f} s")
+
+
+def side_by_side(args: argparse.Namespace) -> tuple[Counter[str], list[str]]:
+    """Several processes, each with seeds of its own. Their counts, and what they say of broken rules."""
+    children = []
+    for number in range(args.jobs):
+        argv = [sys.executable, "-m", "tests.crash.run", "--seed", str(args.seed * 100 + number), "--json",
+                "--states", str(-(-args.states // args.jobs)), "--seconds", str(args.seconds),
+                "--budget", str(args.budget), "--kinds", args.kinds, "--keep", args.keep]
+        children.append(subprocess.Popen(argv, cwd=recording.TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                         text=True))
+    total: Counter[str] = Counter()
+    errors = []
+    for child in children:
+        out, err = child.communicate()
+        if child.returncode:
+            errors.append(err)
+        else:
+            total += Counter(json.loads(out))
+    return total, errors
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--states", type=int, default=20000)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--budget", type=int, default=10, help="states of one power cut")
+    parser.add_argument("--kinds", default="primary,primary,secondary")
+    parser.add_argument("--keep", default=str(recording.TOP / "build/crash"))
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--state", default="")
+    return parser.parse_args()
+
+
+def keep_memory() -> None:
+    """Images of a MiB come and go all the time: libc must not give each back to the kernel."""
+    libc = ctypes.CDLL(None)
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        assert libc.mallopt(option, 1 << 30)
+
+
+def main() -> int:
+    """See the module."""
+    args = parse()
+    keep_memory()
+    begin = time.monotonic()
+    if args.jobs:
+        count, errors = side_by_side(args)
+        print(f"seed {args.seed}: {summary(count, time.monotonic() - begin)}")
+        print(*errors, sep="\n", file=sys.stderr)
+        return 1 if errors else 0
+    folder = Path(tempfile.mkdtemp(prefix="marsx-crash-", dir="/dev/shm"))
+    try:
+        if args.state:
+            show(args.state, folder)
+            return 0
+        count = campaign(args.seed, args.states, args.seconds, args.kinds.split(","), folder, args.budget)
+        print(json.dumps(count) if args.json else f"seed {args.seed}: {summary(count, time.monotonic() - begin)}")
+        return 0
+    except Failed as err:
+        print(report(err, Path(args.keep)), file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
