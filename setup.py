@@ -3,7 +3,8 @@
 Environment:
   MARS_EXT=a,b      build only these extensions (an unknown name is an error)
   MARS_BUILD=kind   release (default), debug (-O1 -g, asserts), annotate (Cython's html pages in build/cython),
-                    coverage (full API, line tracing; Python 3.11 only; generated C beside the sources)
+                    coverage (full API, line tracing; Python 3.11 only; generated C beside the sources), asan (address
+                    and undefined behaviour sanitizers, into build/asan/marsx/_ext: call build_ext without --inplace)
 
 Generated C goes to build/cython/NAME, object files to a directory of their own: builds of different extensions may run
 at the same time in one tree, builds of the same one wait for each other.
@@ -21,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 os.chdir(Path(__file__).resolve().parent)
 
-KINDS = ("release", "debug", "annotate", "coverage")
+KINDS = ("release", "debug", "annotate", "coverage", "asan")
 KIND = os.environ.get("MARS_BUILD") or "release"
 LOCKS: list[int] = []
 LIMITED_API = "0x030b0000"
@@ -31,8 +32,12 @@ FLAGS = {
     "annotate": ["-O3", "-g0", "-ffunction-sections", "-fdata-sections"],
     "debug": ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"],
     "coverage": ["-O1", "-g"],
+    "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
 }
+# Kinds that must not stand beside the others: where they go.
+PLACE = {"asan": {"build_lib": "build/asan", "build_temp": "build/asan/temp"}}
 LINK = ["-Wl,--exclude-libs,ALL", "-Wl,--gc-sections", "-Wl,-z,relro,-z,now"]
+LINK_MORE = {"release": ["-s"], "annotate": ["-s"], "asan": ["-fsanitize=address,undefined"]}
 
 # gcc 12 at -O3 turns the 128-bit code of XXH3 into code that is four times slower; without its vectoriser it is fast.
 KERNEL_FLAGS = {"xxh3_": ["-fno-tree-vectorize"]}
@@ -90,7 +95,7 @@ def extension(name: str) -> Extension:
         define_macros=[("_GNU_SOURCE", None), *macros],
         extra_objects=objects,
         extra_compile_args=WARNINGS + FLAGS[KIND],
-        extra_link_args=LINK + (["-s"] if KIND in ("release", "annotate") else []),
+        extra_link_args=LINK + LINK_MORE.get(KIND, []),
         libraries=libraries,
         depends=sorted(glob.glob("ext/*.h") + glob.glob("ext/*.pxd") + ["setup.py"]),
         py_limited_api=limited,
@@ -183,5 +188,6 @@ setup(
     packages=find_packages(include=["marsx", "marsx.*"]),
     ext_modules=modules(),
     cmdclass={"build_ext": BuildExt},
-    options={} if KIND == "coverage" else {"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"build_ext": PLACE.get(KIND, {}), **({} if KIND == "coverage" else
+             {"bdist_wheel": {"py_limited_api": "cp311"}})},
 )
