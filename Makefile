@@ -15,14 +15,16 @@ LINTED := setup.py marsx tools tests $(wildcard bench)
 ARGS ?=
 # Most tests wait for something; parts of a file stay together as long as there is work.
 PARALLEL ?= -n 3 --dist worksteal
-# Seed of the simulations: make sim SEED=7
+# Seed of simulations and of the fuzzer: make sim SEED=7; and how long that one runs: make fuzz SECONDS=600
 SEED ?= 1
+SECONDS ?= 60
 
 # Where it is set, every start of a program compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build pyz test unit check lint types sim sim-long mutants bench demo errors annotate clean distclean
+.PHONY: help deps build pyz test unit check lint types sim sim-long mutants fuzz bench demo errors annotate clean \
+	distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -79,6 +81,10 @@ demo: build pyz ## two hosts on this machine replicate a live file system; every
 
 errors: $(DEPS) ## write docs/errors.md
 	$(PY) tools/errors_page.py
+
+fuzz: $(DEPS) ## hostile logs, links and frames under the sanitizers (SECONDS=60 SEED=1); tests/fuzz/__init__.py
+	MARS_BUILD=asan MARS_EXT=marssum,marslog,marsreplay,marsscan,marsshadow $(PY) setup.py -q build_ext
+	$(PY) -m tests.fuzz run --seconds $(SECONDS) --seed $(SEED)
 
 annotate: $(DEPS) ## Cython's html pages: which line costs what (build/cython)
 	MARS_BUILD=annotate $(PY) setup.py -q build_ext --inplace --force

@@ -138,6 +138,8 @@ cdef class Volume(Log):
             if rc == 0:
                 mars_group_advance(&c.e, &info)
         free(block)
+        if rc == 0 and c.e.pos != s.end - s.base:           # addresses behind the end belong to the next log
+            rc = MARS_SCAN_LENGTH
         return rc
 
     cdef int index_group(self, const uint8_t *block, uint32_t n, uint64_t vstart) noexcept nogil:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from marsx._ext import marsscan
 from marsx.base.errors import DamagedError, NotFoundError, PreconditionError
 from marsx.base.position import LogPos, parse_log_name
-from marsx.log.record import BLOCK, RECORD_FIELDS, FileHeader
+from marsx.log.record import BLOCK, GROUP_MAGIC, MAX_PAYLOAD, RECORD_FIELDS, FileHeader, group_digest_after
 
 COLLECT_NOTHING, COLLECT_UNIQUES, COLLECT_RECORDS = range(3)
+_BACKWARDS = 64 * BLOCK
 NORMAL_AFTER_CRASH = frozenset({"end", "torn", "foreign"})
 
 # code of ext/format.h -> what is wrong with the bytes where the scan stopped
@@ -218,6 +219,26 @@ def digest_at(fd: int, header: FileHeader, pos: int, start: int = 0, digest: str
     """Digest at `pos`, found from an earlier position; None when no valid group ends there."""
     result = scan(fd, header, start, digest, pos, group=None if start else 0, device_size=device_size, look=0)
     return result.digest if result.end == pos else None
+
+
+def digest_behind(fd: int, header: FileHeader, pos: int) -> str | None:
+    """Digest at `pos` as the header of the group that ends there says it; None when no sound one does. Reads backwards,
+    so it costs one read where a scan from the beginning costs the whole log; payloads are not looked at."""
+    if pos == 0:
+        return header.digest0
+    low, high = max(0, pos - MAX_PAYLOAD - BLOCK), pos
+    with mmap.mmap(-1, _BACKWARDS) as page:
+        while high > low:
+            start = max(low, high - _BACKWARDS)
+            got = os.preadv(fd, [memoryview(page)[:high - start]], BLOCK + start)
+            for at in range(got // BLOCK * BLOCK - BLOCK, -1, -BLOCK):
+                if page[at:at + 8] != GROUP_MAGIC:
+                    continue
+                digest = group_digest_after(page[at:at + BLOCK], header, start + at, pos)
+                if digest is not None:
+                    return digest
+            high = start
+    return None
 
 
 def is_empty(log: OpenLog) -> bool:

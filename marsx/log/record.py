@@ -115,7 +115,7 @@ from dataclasses import dataclass, field
 
 from marsx._ext import marssum
 from marsx.base.errors import DamagedError
-from marsx.base.position import LogPos, is_host_name, log_name
+from marsx.base.position import NR_MAX, LogPos, is_host_name, log_name
 
 BLOCK = 4096
 PAYLOAD_ALIGN = 512
@@ -233,7 +233,7 @@ class FileHeader:
     def _problem(self) -> str:
         """What is impossible about the values, empty if nothing is."""
         pred = self.pred
-        if not 1 <= self.nr < 2**63 or not is_host_name(self.producer):
+        if not 1 <= self.nr <= NR_MAX or not is_host_name(self.producer):
             return f"log {self.nr} of {self.producer!r} cannot be"
         for what, text, size in (("resource", self.resource, 64), ("uuid", self.uuid, 128)):
             if not text or "\0" in text or len(text.encode()) >= size:
@@ -259,6 +259,13 @@ def group_digest_before(block: bytes, header: FileHeader, pos: int) -> str | Non
     if marssum.crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored:
         return None
     return digest.hex()
+
+
+def group_digest_after(block: bytes, header: FileHeader, pos: int, end: int) -> str | None:
+    """Digest at `end` as the group from `pos` to `end` says it: a sound group header of this log, else None."""
+    if group_digest_before(block, header, pos) is None or pos + GROUP_FIELDS.unpack_from(block)[8] != end:
+        return None
+    return marssum.xxh3_128(block).hex()
 
 
 def group_numbers(block: bytes | memoryview) -> tuple[int, int]:

@@ -7,6 +7,8 @@
        durable. Version links know it, and in an own log the groups behind: their headers tell what was durable when
        they were written. In a copy of another host's log these headers speak of that host's disk: here a piece of many
        groups is written at once, and a power cut may leave the last of them without the first
+    4. a digest that was handed in is believed only when the log confirms it: the group behind the position, the group
+       before it, or the successor's header
 """
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos
 from marsx.log import reader, writer
 from marsx.log.reader import COLLECT_NOTHING, COLLECT_UNIQUES, NORMAL_AFTER_CRASH, ScanResult
-from marsx.log.record import FileHeader
+from marsx.log.record import BLOCK, FileHeader
 from marsx.volume.env import Env
 
 
@@ -73,6 +75,7 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
     fd = os.open(log.path, os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         durable.overwrite(fd, b"", 0, log.path)             # an overwrite of nothing is the fdatasync
+        _check_start(fd, log, start)
         if start and not digest:
             digest = _digest_at(fd, log, start)
         digest = digest or log.header.digest0
@@ -80,10 +83,21 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
         result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, known_durable=known,
                              collect=collect, look=None if log.producer == env.host else 0)
         _judge(log, result)
+        if log.end is None and not result.groups and digest != reader.digest_behind(fd, log.header, start):
+            raise DamagedError(f"{log.path} does not confirm the digest known at the replay position {start}",
+                               "remove local-HOST/position-RESOURCE and try again; else invalidate this replica")
     except BaseException:
         os.close(fd)
         raise
     return Recovered(fd, log.path, log.header, start, digest, result.end, result.digest, log.end is None, result)
+
+
+def _check_start(fd: int, log: writer.LogFile, start: int) -> None:
+    """The disk holds everything before `start`, and that was durable in the log first: a log that ends earlier has lost
+    bytes, however well it ends."""
+    if start % BLOCK or start > os.fstat(fd).st_size - BLOCK:
+        raise DamagedError(f"{log.path} is damaged: it does not reach the replay position {start}",
+                           "fetch the log from a peer that has it, or invalidate this replica")
 
 
 def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:

@@ -6,6 +6,7 @@ The writer can also lie (`lie=` on a group), to make sound headers with impossib
 from __future__ import annotations
 
 import functools
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -167,7 +168,7 @@ def _table_problem(block: bytes, n: int, size: int) -> tuple[str, int]:
 
 @dataclass
 class Walk:
-    """What a reader may believe."""
+    """What a reader may believe. `kept`: (type, offset, length, payload) of the records that change the device."""
 
     end: int
     digest: bytes
@@ -177,51 +178,70 @@ class Walk:
     reason: str
     durable: int
     size: int
+    kept: list[tuple[int, int, int, bytes]] = field(default_factory=list)
 
 
-def _group_code(data: bytes, at: int, log: dict, walk: Walk) -> tuple[str, int, int, int]:
-    """(code, length, records, device size behind) of the group at file offset `at`."""
-    block = data[at:at + BLOCK]
+@dataclass
+class Table:
+    """A record table whose header is sound and expected."""
+
+    length: int
+    n: int
+    size: int
+    stored: list[int]
+
+
+def _header_code(block: bytes, log: dict, walk: Walk) -> tuple[str, Table | None]:
+    """Header and table of the group at walk.end, by the order of the page."""
     if len(block) < BLOCK:
-        return "short", 0, 0, 0
+        return "short", None
     if block[:8] != b"MARSXGRP":
-        return ("magic" if any(block) else "zero"), 0, 0, 0
+        return ("magic" if any(block) else "zero"), None
     if block_crc(block) != _u(block, 12, 4):
-        return "crc", 0, 0, 0
+        return "crc", None
     if block[16:32] != log["id"]:
-        return "foreign", 0, 0, 0
+        return "foreign", None
     if block[8:12] != b"\x01\x00\x01\x00":
-        return "version", 0, 0, 0
+        return "version", None
     numbers = (_u(block, 32, 8), _u(block, 40, 8), _u(block, 48, 8), _u(block, 104, 8), block[64:80])
-    if numbers != (log["nr"], walk.groups, walk.end, walk.records, walk.digest):
-        return "chain", 0, 0, 0
+    if numbers != (log["nr"], log["group"] + walk.groups, walk.end, log["record"] + walk.records, walk.digest):
+        return "chain", None
     if _u(block, 116, 4):
-        return "unknown", 0, 0, 0
+        return "unknown", None
     if _u(block, 80, 8) > walk.end:
-        return "durable", 0, 0, 0
+        return "durable", None
     n, length = _u(block, 112, 4), _u(block, 56, 8)
-    if not 1 <= n <= 97:
-        return "table", 0, 0, 0
+    if not 1 <= n <= 97 or _u(block, 104, 8) + n >= 1 << 64:
+        return "table", None
     stored = [_u(block, 192 + 40 * i + 32, 4) for i in range(n)]
     if length > BLOCK + (64 << 20) or length != BLOCK + round_up(sum(round_up(s, 512) for s in stored), BLOCK):
-        return "length", 0, 0, 0
+        return "length", None
     code, size = _table_problem(block, n, walk.size)
-    if code != "ok":
-        return code, 0, 0, 0
-    return _payload_code(data[at:at + length], block, stored, length), length, n, size
+    return code, Table(length, n, size, stored) if code == "ok" else None
 
 
-def _payload_code(group: bytes, block: bytes, stored: list[int], length: int) -> str:
-    if len(group) < length:
+def _payload_code(group: bytes, table: Table) -> str:
+    if len(group) < table.length:
         return "short"
     at = BLOCK
-    for i, size in enumerate(stored):
-        if size and crc32c(group[at:at + size]) != _u(block, 192 + 40 * i + 4, 4):
+    for i, size in enumerate(table.stored):
+        if size and crc32c(group[at:at + size]) != _u(group, 192 + 40 * i + 4, 4):
             return "payload"
         if any(group[at + size:at + round_up(size, 512)]):
             return "padding"
         at += round_up(size, 512)
     return "padding" if any(group[at:]) else "ok"
+
+
+def _changes(group: bytes, table: Table) -> list[tuple[int, int, int, bytes]]:
+    """What the records of an accepted group do to the device."""
+    found, at = [], BLOCK
+    for i, size in enumerate(table.stored):
+        kind, _, _, _, offset, length, *_ = struct.unpack_from("<BBHIQQQII", group, 192 + 40 * i)
+        if kind in (1, 2, 3):
+            found.append((kind, offset, length, group[at:at + size]))
+        at += round_up(size, 512)
+    return found
 
 
 REASON = {"zero": "end", "foreign": "foreign", "chain": "gap", "version": "unknown", "unknown": "unknown",
@@ -239,24 +259,120 @@ def _proof_beyond(data: bytes, at: int, log: dict, end: int) -> bool:
     return False
 
 
-def walk(data: bytes, known_durable: int = 0) -> Walk:
-    """Read a whole log file that starts with a sound header."""
-    log = {"id": data[32:48], "nr": _u(data, 24, 8)}
-    result = Walk(0, xxh3_128(data[:BLOCK]), 0, 0, "", "", 0, _u(data, 48, 8))
-    while True:
+def walk(data: bytes, known_durable: int = 0, start: int = 0, digest: bytes = b"", limit: int | None = None,
+         size: int = 0) -> Walk:
+    """Read a log file whose header parse_header() accepts, from POS `start` (with the digest there) at most to `limit`.
+
+    Behind POS 0 the numbers are those of the first group: only its chain digest commits to them."""
+    log = {"id": data[32:48], "nr": _u(data, 24, 8), "group": 0, "record": 0}
+    result = Walk(start, digest or xxh3_128(data[:BLOCK]), 0, 0, "", "", 0, size or _u(data, 48, 8))
+    if start:
+        first = data[BLOCK + start:2 * BLOCK + start]
+        log["group"], log["record"] = _u(first, 40, 8), _u(first, 104, 8)
+    code = "ok"
+    while code == "ok" and (limit is None or result.end < limit):
         at = BLOCK + result.end
-        code, length, n, size = _group_code(data, at, log, result)
-        if code != "ok":
+        code, table = _header_code(data[at:at + BLOCK], log, result)
+        if table is None:
             break
-        result.durable = max(result.durable, _u(data, at + 80, 8))
-        result.digest = xxh3_128(data[at:at + BLOCK])
-        result.end, result.groups, result.records, result.size = (
-            result.end + length, result.groups + 1, result.records + n, size)
+        if limit is not None and table.length > limit - result.end:
+            break
+        group = data[at:at + table.length]
+        code = _payload_code(group, table)
+        if code == "ok":
+            _accept(result, group, table)
     result.code = code
-    result.reason = REASON.get(code, "torn")
-    if code == "short" and at >= len(data):
-        result.reason = "end"
-    if result.reason in ("end", "torn", "foreign", "gap") and (
-            known_durable > result.end or _proof_beyond(data, at, log, result.end)):
-        result.reason = "corrupt"
+    result.reason = _reason(data, log, result, known_durable)
     return result
+
+
+def _accept(result: Walk, group: bytes, table: Table) -> None:
+    result.durable = max(result.durable, _u(group, 80, 8))
+    result.digest = xxh3_128(group[:BLOCK])
+    result.end += table.length
+    result.groups += 1
+    result.records += table.n
+    result.size = table.size
+    result.kept += _changes(group, table)
+
+
+def _reason(data: bytes, log: dict, result: Walk, known_durable: int) -> str:
+    """Why the walk ended."""
+    if result.code == "ok":
+        return "limit"
+    at = BLOCK + result.end
+    reason = "end" if result.code == "short" and at >= len(data) else REASON.get(result.code, "torn")
+    if reason in ("end", "torn", "foreign", "gap") and (
+            known_durable > result.end or _proof_beyond(data, at, log, result.end)):
+        return "corrupt"
+    return reason
+
+
+def apply(image: bytearray, kept: list[tuple[int, int, int, bytes]]) -> bytearray:
+    """What a device holds after these records, one after the other. A range outside of it is an error here."""
+    for kind, offset, length, payload in kept:
+        if offset + length > len(image):
+            raise ValueError("a record outside the device was accepted")
+        image[offset:offset + length] = payload if kind == 1 else bytes(length)
+    return image
+
+
+HOST = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9_])?")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A file header that may be followed."""
+
+    nr: int
+    producer: str
+    resource: str
+    uuid: str
+    size: int
+    pred: tuple[int, str, int] | None
+    pred_digest: bytes
+    block: bytes
+
+    @property
+    def name(self) -> str:
+        return f"log-{self.nr:09d}-{self.producer}"
+
+
+def _texts(block: bytes) -> list[bytes] | None:
+    """producer, predecessor's producer, resource, uuid; None when one is not padded with zeros or not UTF-8."""
+    found = []
+    for at, room in ((128, 64), (192, 64), (256, 64), (320, 128)):
+        text, nul, rest = block[at:at + room].partition(b"\0")
+        if not nul or any(rest):
+            return None
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        found.append(text)
+    return found
+
+
+def parse_header(data: bytes) -> Head | None:
+    """The file header at the beginning of these bytes, None when it may not be followed."""
+    block = data[:BLOCK]
+    if len(block) < BLOCK or block[:8] != b"MARSXLOG" or block_crc(block) != _u(block, 12, 4):
+        return None
+    if block[8:12] != b"\x01\x00\x01\x00" or _u(block, 20, 4):
+        return None
+    texts = _texts(block)
+    if texts is None or not texts[0] or not texts[2] or not texts[3] or not HOST.fullmatch(texts[0]):
+        return None
+    nr, size, logical = _u(block, 24, 8), _u(block, 48, 8), _u(block, 72, 4)
+    if not 1 <= nr < 10**18 or not 1 <= size < 1 << 63 or logical not in (512, 1024, 2048, 4096):
+        return None
+    if not any(block[32:48]):
+        return None
+    pred_nr, pred_end, pred = _u(block, 80, 8), _u(block, 88, 8), None
+    if pred_nr or pred_end or texts[1]:
+        if not 1 <= pred_nr < nr or pred_end >= 1 << 63 or pred_end % BLOCK or not HOST.fullmatch(texts[1]):
+            return None
+        pred = (pred_nr, texts[1].decode(), pred_end)
+    elif any(block[96:112]):
+        return None
+    return Head(nr, texts[0].decode(), texts[2].decode(), texts[3].decode(), size, pred, block[96:112], block)

@@ -390,6 +390,20 @@ def test_demanded_kernel_is_never_ignored():
             assert done.returncode != 0 and name in done.stderr
 
 
+def test_recovered_log_ends_at_a_group(make_rig):
+    """Rule 4: a log whose end is no end of a group is not indexed: addresses behind the end are those of the next
+    log."""
+    rig = make_rig(1 * MIB)
+    rig.write(0, b"a" * 8192)
+    end, _ = rig.volume.freeze()
+    for wrong in (end - BLOCK, end + BLOCK, 2**64 - BLOCK):
+        volume = marsshadow.Volume(rig.disk.fd, MIB, 512, 16 * MIB)
+        with pytest.raises((ValueError, OSError)):
+            volume.add_log(rig.fds[1], rig.header.pack(), wrong, marsreplay.Cursor(rig.header.pack()))
+    marsshadow.Volume(rig.disk.fd, MIB, 512, 16 * MIB).add_log(rig.fds[1], rig.header.pack(), end,
+                                                              marsreplay.Cursor(rig.header.pack()))
+
+
 def test_bad_arguments():
     """The set-up refuses what cannot be, instead of going on with it."""
     with pytest.raises(ValueError, match="ring_bytes"):

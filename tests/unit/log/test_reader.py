@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from marsx._ext import marsscan, marssum
 from marsx.base.errors import DamagedError, NotFoundError, PreconditionError
 from marsx.log import reader
-from marsx.log.reader import COLLECT_RECORDS, COLLECT_UNIQUES, check_buffer, digest_at, is_empty, list_logs, open_log
+from marsx.log.reader import (
+    COLLECT_RECORDS,
+    COLLECT_UNIQUES,
+    check_buffer,
+    digest_at,
+    digest_behind,
+    is_empty,
+    list_logs,
+    open_log,
+)
 from marsx.log.record import BLOCK, FileHeader
 from tests.ref import log_reader as ref
 from tests.ref.log_reader import Log, Record
@@ -443,6 +452,21 @@ def test_open_names_what_is_wrong(tmp_path):
     with pytest.raises(DamagedError, match="log-000000001-alpha"):
         open_log(str(tmp_path / "log-000000003-alpha"), "cluster", "res")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_digest_behind_reads_backwards():
+    """The digest at a position by the group that ends there: near, far (larger than one read), none, at POS 0."""
+    log = simple_log(3)
+    payload = bytes(1 << 20)
+    log.add([Record(1, 0, len(payload), payload, crc=marssum.crc32c(payload))])
+    raw = bytearray(log.data)
+    header = FileHeader.parse(log.header)
+    with file_of(bytes(raw)) as fd:
+        for end, digest in zip(log.ends, log.digests, strict=True):
+            assert digest_behind(fd, header, end) == digest.hex()
+            assert digest_behind(fd, header, end + BLOCK) is None
+        os.pwrite(fd, b"x", BLOCK + log.ends[2] + 300)
+        assert digest_behind(fd, header, log.ends[3]) is None, "its CRC does not hold"
 
 
 def test_read_error_is_no_tail(tmp_path):

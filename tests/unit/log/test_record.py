@@ -113,6 +113,7 @@ def test_every_flipped_byte_is_noticed():
     (24, bytes(8), "log 0"),
     (24, (5).to_bytes(8, "little"), "predecessor"),
     (24, b"\xff" * 8, "log 18446744073709551615"),
+    (24, (10**18).to_bytes(8, "little"), "log 1000000000000000000"),
     (32, bytes(16), "log id is not zero"),
     (48, bytes(8), "device size"),
     (72, (3000).to_bytes(4, "little"), "block size"),

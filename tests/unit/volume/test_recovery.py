@@ -110,6 +110,36 @@ def test_disk_position_in_the_middle(crashed):
         recover(site, at, "ab" * 16)
 
 
+def test_log_shorter_than_the_disk_position(crashed):
+    """Rules 3, 5: what the disk holds was durable in the log; a log that ends before it has lost bytes, however clean
+    its end. Only the digest given, so nothing before the position is read."""
+    rig, site, durable, _ = crashed(1)
+    groups = read_groups(rig.path())
+    at = next(g for g in groups if g.end == durable)
+    digest = reader.digest_at(rig.fds[1], rig.header, at.end)
+    for size in (BLOCK + at.pos, BLOCK, BLOCK + at.end - 512):
+        os.truncate(rig.path(), size)
+        with pytest.raises(DamagedError, match="does not reach the replay position"):
+            recover(site, LogPos(1, HOST, at.end), digest)
+    with pytest.raises(DamagedError, match="does not reach"):
+        recover(site, LogPos(1, HOST, 100), digest)
+
+
+def test_digest_at_the_end_is_confirmed(crashed):
+    """Rule 6: where no group follows, the digest that was handed in has to be that of the group before; else a wrong
+    hint would become the digest of the log's end, in the version link and in the next log."""
+    rig, site, durable, _ = crashed(1)
+    digest = reader.digest_at(rig.fds[1], rig.header, durable)
+    os.truncate(rig.path(), BLOCK + durable)
+    assert recover(site, LogPos(1, HOST, durable), digest)[0].digest == digest
+    with pytest.raises(DamagedError, match="does not confirm the digest"):
+        recover(site, LogPos(1, HOST, durable), "ab" * 16)
+    os.truncate(rig.path(), BLOCK)
+    assert recover(site, START, rig.header.digest0)[0].end == 0
+    with pytest.raises(DamagedError, match="does not confirm the digest"):
+        recover(site, START, "ab" * 16)
+
+
 @pytest.mark.parametrize("where", ["header", "table", "payload"])
 def test_bit_rot_below_durable(crashed, where):
     """Rule 5: a flipped bit in what was flushed is damage, not a torn tail, by the later headers alone; it is named,
