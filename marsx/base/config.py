@@ -5,7 +5,7 @@ the moment it is written and is lost with the run directory. `etc_dir/marsd.toml
 
     [tunables]
     logger_flush_ms = 10
-    "traffic_tuning/client_role_traffic_ratelimit_kb" = 20000
+    "tcp_tuning_2_sync_traffic/ip_tos" = 8
 
 Invariant: `Settings.get` always returns an integer within the tunable's range. What is not one (text, out of range, too
 long, not a file) is not used: the default counts, and a message says so once per bad value.

@@ -207,7 +207,10 @@ class Runner:
             block_size=view.block_size(self.resource) or 512,
             facts=self.publisher,
             stamp=self.site.lamport.now,
+            window_bytes=settings.get("writeback_window_mb") << 20,
+            fly=settings.get("writeback_fly"),
             ring_bytes=max(16, settings.get("ring_mb")) << 20,
+            index_bytes=settings.get("shadow_limit_mb") << 20,
             flush_ms=settings.get("logger_flush_ms"),
             on_trouble=self._trouble_in_thread,
         )

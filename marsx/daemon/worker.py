@@ -30,7 +30,7 @@ from marsx.daemon.site import Site
 from marsx.daemon.spans import PrimarySpans
 from marsx.peer import client, fetch, sync, tls
 from marsx.peer.join import JoinService
-from marsx.peer.link import Link, Timing
+from marsx.peer.link import Link, Tcp, Timing
 from marsx.peer.server import Peer, Server, Service
 from marsx.peer.token import TokenStore, create_token
 from marsx.peer.wire import Hello
@@ -41,6 +41,8 @@ from marsx.tree.watch import Watch
 LOG = messages.get("daemon.worker")
 TICK_S = 1.0
 EXECUTOR_THREADS = 32
+TRAFFIC = {"fetch": "1_replication", "sync": "2_sync"}  # services that have tunables of their own; else 0_meta
+TCP_TUNABLES = ("ip_tos", "tcp_window_size", "tcp_keepcnt", "tcp_keepintvl", "tcp_keepidle")  # in the order of Tcp
 
 
 def main(keeper_fd: int, where: Paths) -> int:
@@ -83,7 +85,9 @@ class Worker:
         self.paths = where
         self.host = socket.gethostname()
         self.settings = Settings(where)
-        self.lamport = open_lamport(where, self.host)
+        self.lamport = open_lamport(
+            where, self.host, max_future=self.settings.get("max_lamport_future") * 10**9
+        )
         self.store = Store(where, self.host, self.lamport)
         self.executor = concurrent.futures.ThreadPoolExecutor(EXECUTOR_THREADS, thread_name_prefix="marsd")
         self.loop = asyncio.get_running_loop()
@@ -189,6 +193,8 @@ class Worker:
             is_member=self._is_member,
             join_open=self.tokens.any,
             timing=self._timing(),
+            tcp_of=lambda service: self._timing(service).tcp,
+            links_max=self.settings.get("handler_limit"),
         )
         await self._server.start()
 
@@ -198,8 +204,10 @@ class Worker:
         while self.site.kept and time.monotonic() < end and any(self.runners.get(name) for name in self.site.kept):
             await asyncio.sleep(0.01)
 
-    def _timing(self) -> Timing:
-        return Timing(io_timeout=float(self.settings.get("network_io_timeout") or 86400))
+    def _timing(self, service: str = "") -> Timing:
+        kind = TRAFFIC.get(service, "0_meta")
+        tcp = Tcp(*(self.settings.get(f"tcp_tuning_{kind}_traffic/{name}") for name in TCP_TUNABLES))
+        return Timing(io_timeout=float(self.settings.get("network_io_timeout") or 86400), tcp=tcp)
 
     def _identity(self) -> Hello:
         return Hello(self.store.get(paths.uuid()), self.host, self._incarnation)
@@ -215,7 +223,7 @@ class Worker:
             service,
             identity=self._identity(),
             context=self._context,
-            timing=self._timing(),
+            timing=self._timing(service),
         )
 
     # ---- who may talk to us ----

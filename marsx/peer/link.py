@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import errno
 import os
 import socket
@@ -40,37 +41,63 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 
 @dataclass(frozen=True, slots=True)
+class Tcp:
+    """Socket options of one class of connections (tunables tcp_tuning_*)."""
+
+    tos: int = 0
+    window: int = SOCKET_BUFFER  # 0: the kernel's
+    keep_count: int = 3
+    keep_interval: int = 3
+    keep_idle: int = 4
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
-    """Deadlines in seconds."""
+    """Deadlines in seconds, and what TCP is told."""
 
     heartbeat: float = 4.0
     dead_after: float = 14.0
     io_timeout: float = 30.0  # tunable network_io_timeout
     connect: float = 10.0  # TCP, TLS and hello, each
     close: float = 2.0
+    tcp: Tcp = Tcp()
 
 
 def prepare_socket(sock: socket.socket, timing: Timing, *, listener: bool = False) -> None:
     """Large buffers (before connect or listen, or TCP scales its window without them), no delay, keepalive."""
     sock.setblocking(False)
-    for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
-        except OSError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)
+    _set_buffers(sock, timing.tcp)
     if listener:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
         (socket.TCP_NODELAY, 1),
-        (socket.TCP_KEEPIDLE, max(1, int(timing.heartbeat))),
-        (socket.TCP_KEEPINTVL, max(1, int(timing.heartbeat))),
-        (socket.TCP_KEEPCNT, 3),
         (socket.TCP_USER_TIMEOUT, int(timing.io_timeout * 1000)),
         # What is queued behind a slow line stays here, where a heartbeat or the end can still be decided.
         (socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW),
     ):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    tune(sock, timing.tcp)
+
+
+def _set_buffers(sock: socket.socket, tcp: Tcp) -> None:
+    if tcp.window:
+        for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, forced, tcp.window)
+            except OSError:
+                sock.setsockopt(socket.SOL_SOCKET, plain, tcp.window)
+
+
+def tune(sock: socket.socket, tcp: Tcp) -> None:
+    """What depends on the class of a connection, which its accepting end learns late."""
+    _set_buffers(sock, tcp)
+    level, option = ((socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if sock.family == socket.AF_INET6
+                     else (socket.IPPROTO_IP, socket.IP_TOS))
+    sock.setsockopt(level, option, tcp.tos)
+    for name, value in ((socket.TCP_KEEPIDLE, tcp.keep_idle), (socket.TCP_KEEPINTVL, tcp.keep_interval),
+                        (socket.TCP_KEEPCNT, tcp.keep_count)):
+        sock.setsockopt(socket.IPPROTO_TCP, name, value)
 
 
 def as_peer_error(error: BaseException | None, who: str) -> PeerError:
@@ -189,6 +216,12 @@ class Link(asyncio.BufferedProtocol):
     def set_limits(self, *, max_header: int = wire.MAX_HEADER, max_body: int = wire.MAX_BODY) -> None:
         """How large the frames of the peer may be from now on."""
         self._decoder.set_limits(max_header=max_header, max_body=max_body)
+
+    def tune(self, tcp: Tcp) -> None:
+        """The options of this class of connections, from now on."""
+        assert self._transport is not None
+        with contextlib.suppress(OSError):  # the connection has just ended: its reader will hear of it
+            tune(self._transport.get_extra_info("socket"), tcp)
 
     def peer_name(self) -> str:
         """Common name of the peer's verified certificate; "" without one."""

@@ -23,7 +23,7 @@ from typing import Any
 from marsx.base import messages
 from marsx.base.errors import MarsError
 from marsx.peer import tls, wire
-from marsx.peer.link import Link, Timing, as_peer_error, prepare_socket, reason_of
+from marsx.peer.link import Link, Tcp, Timing, as_peer_error, prepare_socket, reason_of
 from marsx.peer.wire import Hello, PeerError, Reason, Type
 
 _messages = messages.get("peer.server")
@@ -54,12 +54,13 @@ def _nobody_joins() -> bool:
 
 class Server:
     """See the module. `identity` and `is_member` are asked anew for each connection; `is_member` returns "" for yes,
-    else what is wrong with that host."""
+    else what is wrong with that host; `tcp_of(service)` says what TCP is told once the service is known."""
 
     def __init__(self, host: str, port: int, *, contexts: tls.ServerContexts | None, identity: Callable[[], Hello],
                  services: Mapping[str, Service], is_member: Callable[[Peer], str],
                  join_open: Callable[[], bool] = _nobody_joins, open_services: frozenset[str] = frozenset({"join"}),
-                 timing: Timing | None = None, links_max: int = LINKS_MAX, strangers_max: int = STRANGERS_MAX,
+                 timing: Timing | None = None, tcp_of: Callable[[str], Tcp] | None = None,
+                 links_max: int = LINKS_MAX, strangers_max: int = STRANGERS_MAX,
                  strangers_per_address: int = STRANGERS_PER_ADDRESS) -> None:
         self._address = (host, port)
         self._contexts = contexts
@@ -69,6 +70,7 @@ class Server:
         self._join_open = join_open
         self._open_services = open_services
         self._timing = timing or Timing()
+        self._tcp_of = tcp_of
         self._links_max = links_max
         self._strangers_max = strangers_max
         self._strangers_per_address = strangers_per_address
@@ -176,6 +178,8 @@ class Server:
         link.who = f"{peer.host} ({link.who})"
         if peer.verified or self._contexts is None:
             link.set_limits()
+        if self._tcp_of is not None:
+            link.tune(self._tcp_of(hello.service))
         link.post(Type.WELCOME, self._identity().header())
         return peer, service
 

@@ -34,7 +34,8 @@ class Env:
     block_size: int
     facts: Facts
     stamp: Callable[[], int]                    # Lamport ns for new logs
-    window_bytes: int = 32 << 20
+    window_bytes: int = 32 << 20                # one window of write-back or replay
+    fly: int = 32                               # writes to the disk at once
     ring_bytes: int = 64 << 20
     index_bytes: int = 16 << 20
     flush_ms: int = 20

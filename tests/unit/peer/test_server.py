@@ -9,7 +9,7 @@ import pytest
 
 from marsx.base.errors import MarsError, PreconditionError
 from marsx.peer import client, tls, wire
-from marsx.peer.link import Timing
+from marsx.peer.link import Link, Tcp, Timing
 from marsx.peer.server import Server
 from marsx.peer.wire import Hello, PeerError, Reason, Type
 
@@ -362,4 +362,26 @@ def test_both_families_are_served_on_all_addresses(run, hosts):
                 await link.close()
         finally:
             await server.close()
+    run(work())
+
+
+def test_each_class_of_connections_has_its_tcp_options(run, hosts, peers):
+    """What the tunables say of a service counts at both ends; the accepting one learns the service by the hello."""
+    async def work():
+        mine, theirs = Tcp(tos=8, keep_idle=11, keep_interval=12, keep_count=5), Tcp(tos=16, keep_idle=21)
+        seen: list[Link] = []
+
+        async def service(link, peer):
+            seen.append(link)
+            await echo(link, peer)
+
+        async with peers.serving(hosts.alpha, {"echo": service}, tcp_of={"echo": theirs}.__getitem__) as server:
+            link, _ = await reach(server, hosts.beta, timing=Timing(connect=20, tcp=mine))
+            for one, tcp in ((link, mine), (seen[0], theirs)):
+                sock = one._transport.get_extra_info("socket")
+                options = (sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS), *(
+                    sock.getsockopt(socket.IPPROTO_TCP, name)
+                    for name in (socket.TCP_KEEPCNT, socket.TCP_KEEPINTVL, socket.TCP_KEEPIDLE)))
+                assert options == (tcp.tos, tcp.keep_count, tcp.keep_interval, tcp.keep_idle)
+            await link.close()
     run(work())
