@@ -7,100 +7,7 @@
 #ifndef MARS_COMMIT_H
 #define MARS_COMMIT_H
 
-#include "disk.h"
-#include "log.h"
-
-/* ---- room in the log file ---- */
-
-/* Locked. Nothing more fits onto /mars, from now on. */
-static inline void mars_log_stalls(struct mars_log *l)
-{
-    if (l->stalled == 0) {
-        l->stalled = mars_clock_ns(CLOCK_MONOTONIC);
-        mars_log_notify(l);
-    }
-}
-
-/* Not locked. File space for the newest log; s is the caller's copy. */
-static inline int mars_log_allocate(struct mars_log *l, struct mars_segment *s, uint64_t step)
-{
-    int rc = mars_file_space(s, step);
-    if (rc == 0) {
-        struct mars_segment *newest;
-        pthread_mutex_lock(&l->lock);
-        newest = mars_segments_newest(&l->segments);
-        if (newest->fd == s->fd && newest->allocated < s->allocated)
-            newest->allocated = s->allocated;
-        pthread_mutex_unlock(&l->lock);
-    }
-    return rc;
-}
-
-/* Not locked. File bytes up to `end`, ahead if possible. */
-static inline int mars_log_extend(struct mars_log *l, struct mars_segment *s, uint64_t end)
-{
-    int rc;
-    do
-        rc = mars_log_allocate(l, s, l->allocate_step);
-    while (rc == 0 && end > s->allocated);
-    if (mars_no_space(rc))
-        rc = mars_log_allocate(l, s, end - s->allocated);       /* the rest of /mars may still take this group */
-    return rc;
-}
-
-/* Locked (given up while allocating). 1: the file has room for this group. 0: somebody is making room, or /mars is
- * full: then the group stays where it is, so that a rotation is still possible, and the flusher tries again. */
-static inline int mars_log_has_space(struct mars_log *l, struct mars_group *g)
-{
-    struct mars_segment s = *mars_segments_newest(&l->segments);
-    uint64_t end = MARS_BLOCK + mars_up(g->vend) - s.base;
-    int rc;
-    if (end <= s.allocated)
-        return 1;
-    if (l->extending)
-        return 0;
-    l->extending = 1;
-    pthread_mutex_unlock(&l->lock);
-    rc = mars_log_extend(l, &s, end);
-    pthread_mutex_lock(&l->lock);
-    l->extending = 0;
-    pthread_cond_broadcast(&l->space);
-    if (mars_no_space(rc)) {
-        if (l->stalled == 0) {
-            mars_log_stalls(l);
-            pthread_cond_broadcast(&l->work);
-        }
-        return 0;
-    }
-    if (rc < 0) {
-        mars_log_fail(l, rc, MARS_FAIL_WRITE);
-        return 0;
-    }
-    if (l->stalled) {
-        l->stalled = 0;
-        mars_log_notify(l);
-    }
-    /* the world may have changed meanwhile: look again */
-    if (l->frozen || l->groups.commit >= l->groups.next || g != mars_groups_at(&l->groups, l->groups.commit))
-        return 0;
-    s = *mars_segments_newest(&l->segments);
-    return MARS_BLOCK + mars_up(g->vend) - s.base <= s.allocated;
-}
-
-/* Not locked. /mars is full: say so and wait a moment. 0: try again; the error when the log is to stop. */
-static inline int mars_log_stall(struct mars_log *l, int rc)
-{
-    int stop;
-    pthread_mutex_lock(&l->lock);
-    stop = l->stop;
-    if (!stop)
-        mars_log_stalls(l);
-    pthread_mutex_unlock(&l->lock);
-    if (stop)
-        return rc;
-    mars_sleep_ns(100000000);
-    return 0;
-}
+#include "space.h"
 
 /* Not locked. The group's bytes into the log file, whose space is there already (mars_log_has_space). */
 static inline int mars_log_write_group(struct mars_log *l, const struct mars_group *g, const struct mars_segment *s)
@@ -210,6 +117,7 @@ static inline void mars_log_seal(struct mars_log *l, struct mars_group *g)
     const struct mars_segment *s = mars_segments_newest(&l->segments);
     uint64_t now = mars_clock_ns(CLOCK_REALTIME);
     l->lamport_ns = now > l->lamport_ns ? now : l->lamport_ns + 1;
+    l->group_bytes += (g->vend - g->vstart) / 8 - l->group_bytes / 8;
     mars_groups_seal(&l->groups, g, &l->seal, l->durable > s->base ? l->durable - s->base : 0, l->lamport_ns, now);
 }
 

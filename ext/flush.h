@@ -1,4 +1,4 @@
-/* flush.h: durability of a log: FLUSH, one fdatasync for many, the flusher, and the change to the next log. */
+/* flush.h: durability of a log: FLUSH, one fdatasync for many, the flusher; the filler; the change to the next log. */
 #ifndef MARS_FLUSH_H
 #define MARS_FLUSH_H
 
@@ -112,22 +112,16 @@ static inline int mars_log_sync_all(struct mars_log *l)
 
 /* ---- the flusher ---- */
 
-/* Waits for work. -1: stopped, and all is durable; 1: *s is to be allocated ahead (extending is set); 0: it is not. */
-static inline int mars_log_next_work(struct mars_log *l, struct mars_segment *s)
+/* Waits for work. 0: stopped, and all is durable. */
+static inline int mars_log_flush_wait(struct mars_log *l)
 {
-    int ahead = -1;
+    int more;
     pthread_mutex_lock(&l->lock);
     while (!l->stop && !l->stalled && (l->failed || l->written == l->durable))
         pthread_cond_wait(&l->work, &l->lock);
-    if (!l->stop || (l->failed == 0 && l->written != l->durable)) {
-        *s = *mars_segments_newest(&l->segments);
-        ahead = !l->frozen && !l->stop && !l->extending && s->allocated != MARS_UNKNOWN &&
-                s->allocated < MARS_BLOCK + (l->groups.appended - s->base) + l->allocate_step / 2;
-        if (ahead)
-            l->extending = 1;               /* an ended log must not grow again: freeze waits */
-    }
+    more = !l->stop || (l->failed == 0 && l->written != l->durable);
     pthread_mutex_unlock(&l->lock);
-    return ahead;
+    return more;
 }
 
 static inline int mars_log_stopping(struct mars_log *l)
@@ -139,25 +133,59 @@ static inline int mars_log_stopping(struct mars_log *l)
     return stop;
 }
 
-/* Body of the flusher: whatever is written becomes durable at the latest flush_ns later; allocates file space ahead.
- * Returns after a stop. */
+/* Body of the flusher: whatever is written becomes durable at the latest flush_ns later. Returns after a stop. */
 static inline void mars_log_run_flusher(struct mars_log *l)
 {
-    struct mars_segment s;
-    int ahead;
-    while ((ahead = mars_log_next_work(l, &s)) >= 0) {
-        if (ahead) {
-            mars_log_allocate(l, &s, l->allocate_step);         /* no room is no error until a group needs it */
-            pthread_mutex_lock(&l->lock);
-            l->extending = 0;
-            pthread_cond_broadcast(&l->space);
-            pthread_mutex_unlock(&l->lock);
-        }
+    while (mars_log_flush_wait(l)) {
         if (!mars_log_stopping(l))
             mars_sleep_ns(l->flush_ns);
-        mars_log_commit(l);                 /* what waited for space, or for us making it */
+        mars_log_commit(l);                 /* what waited for space */
         mars_log_sync_all(l);
     }
+}
+
+/* ---- the filler ---- */
+
+/* Locked. Wait until it is time to fill, or until all that is wanted is filled; 0: stopped or failed. */
+static inline int mars_log_fill_wait(struct mars_log *l, int *filling)
+{
+    while (!l->stop && l->failed == 0) {
+        uint64_t wanted = mars_log_fill_wanted(l);
+        if (!l->extending && mars_log_fill_misses(l, *filling ? wanted : wanted / 2))
+            return *filling = 1;
+        *filling = 0;
+        pthread_cond_wait(&l->fill, &l->lock);
+    }
+    return 0;
+}
+
+/* Body of the filler. zeros: MARS_FILL_WRITE bytes, aligned. Returns after a stop. */
+static inline void mars_log_run_filler(struct mars_log *l, const uint8_t *zeros)
+{
+    int filling = 0;
+    pthread_mutex_lock(&l->lock);
+    while (mars_log_fill_wait(l, &filling)) {
+        struct mars_segment s = *mars_segments_newest(&l->segments);
+        int rc;
+        l->extending = 1;                   /* an ended log must not grow again: freeze waits */
+        pthread_mutex_unlock(&l->lock);
+        rc = mars_log_fill_part(&s, zeros);
+        pthread_mutex_lock(&l->lock);
+        if (rc == 0)
+            mars_segments_newest(&l->segments)->allocated = s.allocated;
+        l->extending = 0;
+        pthread_cond_broadcast(&l->space);
+        if (l->groups.commit < l->groups.next) {
+            pthread_mutex_unlock(&l->lock);
+            mars_log_commit(l);             /* what waited for us making room */
+            pthread_mutex_lock(&l->lock);
+        }
+        if (rc < 0 && !l->stop) {           /* no error until a group needs the space */
+            struct timespec until = mars_deadline(1000);
+            pthread_cond_timedwait(&l->fill, &l->lock, &until);
+        }
+    }
+    pthread_mutex_unlock(&l->lock);
 }
 
 /* ---- the next log ---- */
@@ -216,6 +244,7 @@ static inline int mars_log_switch(struct mars_log *l, int fd, const uint8_t *hea
         mars_segments_newest(&l->segments)->end = l->written;
         mars_log_enter(l, l->written, allocated);
         l->frozen = 0;
+        pthread_cond_signal(&l->fill);
     }
     pthread_mutex_unlock(&l->lock);
     if (rc == 0)

@@ -57,6 +57,7 @@ struct mars_log {
     pthread_mutex_t lock;
     pthread_cond_t space;                   /* somebody may append again */
     pthread_cond_t work;                    /* the flusher has something to do, durable moved, or stop */
+    pthread_cond_t fill;                    /* the filler has something to do, or stop */
     uint64_t device_size;
     uint32_t block_size;
     int event_fd;                           /* -1: none */
@@ -70,7 +71,7 @@ struct mars_log {
     int failed, fail_where;                 /* negative errno and enum mars_log_failure of the first error */
     int in_flight;                          /* group writes */
     int syncing;                            /* an fdatasync runs */
-    int extending;                          /* somebody allocates file space of the newest log */
+    int extending;                          /* somebody allocates or fills file space of the newest log */
     int pressed;                            /* a writer waits for what is on top of the log (hook.room) */
     uint64_t stalled;                       /* CLOCK_MONOTONIC ns since when /mars has no room, 0 = it has */
     struct mars_flush *flushes;
@@ -79,6 +80,8 @@ struct mars_log {
     uint64_t *known;                        /* sorted uniques of recovered records (rule 11) */
     uint64_t n_known;
     uint64_t flush_ns, allocate_step;
+    uint64_t fill_ahead;                    /* zeros ahead of the groups at most; 0: none */
+    uint64_t group_bytes;                   /* length of the last groups, about */
     uint32_t batch;
     struct mars_log_counters count;
 };
@@ -121,6 +124,7 @@ static inline void mars_log_fail(struct mars_log *l, int rc, int where)
     }
     pthread_cond_broadcast(&l->space);
     pthread_cond_broadcast(&l->work);
+    pthread_cond_broadcast(&l->fill);
 }
 
 /* Sent again, and the recovered logs hold it. */

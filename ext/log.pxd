@@ -62,6 +62,7 @@ cdef extern from "log.h" nogil:
         pthread_mutex_t lock
         pthread_cond_t space
         pthread_cond_t work
+        pthread_cond_t fill
         uint64_t device_size
         uint32_t block_size
         mars_log_hooks hook
@@ -84,6 +85,7 @@ cdef extern from "log.h" nogil:
         uint64_t n_known
         uint64_t flush_ns
         uint64_t allocate_step
+        uint64_t fill_ahead
         uint32_t batch
         mars_log_counters count
     int mars_log_init(mars_log *l, uint64_t device_size, uint32_t block_size, uint64_t ring_bytes, int event_fd)

@@ -13,6 +13,7 @@ No Python object may be touched while the lock is held: a thread that holds the 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport malloc, free
 from libc.string cimport memcpy
+from posix.mman cimport mmap, munmap, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FAILED, PROT_READ
 from format cimport mars_file_header_check, MARS_BLOCK, MARS_WRITE
 from log cimport *
 from threads cimport *
@@ -29,10 +30,15 @@ cdef extern from "commit.h" nogil:
     int mars_log_record(mars_log *l, const mars_req *req, int kind, const uint8_t *data, uint64_t off, uint64_t length)
     void mars_log_commit(mars_log *l)
 
+cdef extern from "space.h" nogil:
+    enum:
+        MARS_FILL_WRITE
+
 cdef extern from "flush.h" nogil:
     int mars_log_flush(mars_log *l, const mars_req *req)
     int mars_log_sync_all(mars_log *l)
     void mars_log_run_flusher(mars_log *l)
+    void mars_log_run_filler(mars_log *l, const uint8_t *zeros)
     int mars_log_freeze(mars_log *l)
     void mars_log_thaw(mars_log *l)
     void mars_log_enter(mars_log *l, uint64_t base, uint64_t allocated)
@@ -56,6 +62,7 @@ cdef class Log:
         pthread_mutex_init(&self.log.lock, NULL)
         pthread_cond_init(&self.log.space, NULL)
         pthread_cond_init(&self.log.work, NULL)
+        pthread_cond_init(&self.log.fill, NULL)
 
     def __dealloc__(self):
         mars_log_free(&self.log)
@@ -133,10 +140,20 @@ cdef class Log:
     # ---- flusher, rotation, end ----
 
     def run_flusher(self):
-        """Body of the flusher thread: whatever is written becomes durable at the latest flush_ns later; allocates file
-        space ahead. Returns after request_stop()."""
+        """Body of the flusher thread: whatever is written becomes durable at the latest flush_ns later. Returns after
+        request_stop()."""
         with nogil:
             mars_log_run_flusher(&self.log)
+
+    def run_filler(self):
+        """Body of the filler thread: zeros into the newest log's file ahead of its groups, fill_ahead bytes at most.
+        Returns after request_stop()."""
+        cdef void *zeros = mmap(NULL, MARS_FILL_WRITE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if zeros == MAP_FAILED:
+            raise MemoryError()
+        with nogil:
+            mars_log_run_filler(&self.log, <const uint8_t *>zeros)
+            munmap(zeros, MARS_FILL_WRITE)
 
     def freeze(self):
         """Let the groups in flight end, make the log durable, hold back all others. Returns (POS, digest) of the log's
@@ -174,6 +191,7 @@ cdef class Log:
             self.log.stop = 1
             pthread_cond_broadcast(&self.log.space)
             pthread_cond_broadcast(&self.log.work)
+            pthread_cond_broadcast(&self.log.fill)
             pthread_mutex_unlock(&self.log.lock)
 
     def sync_now(self):
@@ -244,6 +262,18 @@ cdef class Log:
     @allocate_step.setter
     def allocate_step(self, uint64_t step):
         self.log.allocate_step = step
+
+    @property
+    def fill_ahead(self):
+        """Bytes of zeros ahead of the groups at most; 0: none."""
+        return self.log.fill_ahead
+
+    @fill_ahead.setter
+    def fill_ahead(self, uint64_t size):
+        pthread_mutex_lock(&self.log.lock)
+        self.log.fill_ahead = size
+        pthread_cond_broadcast(&self.log.fill)
+        pthread_mutex_unlock(&self.log.lock)
 
     @property
     def batch(self):

@@ -293,7 +293,8 @@ class Serving:
             self.primary.close()
             raise
         self.injector = marsinject.Injector(self.primary.volume)
-        bodies = (self.primary.flusher_body, self.primary.writeback_body) if threads else ()
+        one = self.primary
+        bodies = (one.flusher_body, one.filler_body, one.writeback_body) if threads else ()
         for body in bodies:
             self.threads.append(threading.Thread(target=body, daemon=True))
             self.threads[-1].start()

@@ -6,19 +6,25 @@ reads it, nobody was promised to begin there, and N is not the newest. A member 
 
 Version links are kept as long as somebody can ask them something: from the log before the oldest one that is here, and
 those of the log of the own syncpos and of the next one, which show that syncpos lies in the own history (rule 14).
+
+On a primary the largest deleted file is kept for the next log, because space that was written before is faster. It is
+small beside what is free, the first to go when space is scarce, and gone where there is no primary.
 """
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
+from marsx.log import writer
 from marsx.tree import paths
 
 if TYPE_CHECKING:
     from marsx.daemon.resource import Runner
+    from marsx.daemon.site import Site
     from marsx.daemon.worker import Worker
 
 LOG_LEAST = 64 << 20
+SPARE_MOST = 1 << 30
 
 
 def lowest_needed(worker: Worker, runner: Runner) -> int:
@@ -51,10 +57,18 @@ def delete_logs(worker: Worker, runner: Runner, count: int | None) -> list[str]:
     names = []
     for log in victims:
         name = paths.log(resource, log.nr, log.producer).rpartition("/")[2]
-        os.unlink(os.path.join(directory, name))
+        _delete_file(worker, runner, os.path.join(directory, name))
         names.append(name)
     _delete_links(worker, resource, min((log.nr for log in store.log_files(resource)), default=0))
     return names
+
+
+def _delete_file(worker: Worker, runner: Runner, path: str) -> None:
+    stat = os.statvfs(path)
+    if runner.producer is None or _is_scarce(worker.site, stat):
+        os.unlink(path)
+    else:
+        writer.set_aside(path, min(SPARE_MOST, stat.f_bavail * stat.f_frsize // 16))
 
 
 def _delete_links(worker: Worker, resource: str, oldest: int) -> None:
@@ -105,13 +119,20 @@ async def rotate_if_long(worker: Worker, runner: Runner) -> None:
                 await producer.rotate()
 
 
-def delete_if_scarce(worker: Worker, runner: Runner) -> None:
-    """Logs that nobody needs go by themselves when less than the limits of facts 6.2, or an eighth of the file
-    system, is free."""
-    stat = os.statvfs(worker.site.store.root)
+def _is_scarce(site: Site, stat: os.statvfs_result) -> bool:
+    """Less than the limits of facts 6.2, or an eighth of the file system, is free."""
     free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
-    limits = sum(worker.site.settings.get(f"required_free_space_{level}_gb") for level in (1, 2, 3, 4)) << 30
-    if free < min(limits, total // 4) or free < total // 8:
+    limits = sum(site.settings.get(f"required_free_space_{level}_gb") for level in (1, 2, 3, 4)) << 30
+    return free < min(limits, total // 4) or free < total // 8
+
+
+def delete_if_scarce(worker: Worker, runner: Runner) -> None:
+    """Logs that nobody needs go by themselves when space is scarce; the file kept for the next one goes before."""
+    store = worker.site.store
+    scarce = _is_scarce(worker.site, os.statvfs(store.root))
+    if scarce or runner.producer is None:
+        writer.drop_spare(os.path.join(store.root, paths.resource_dir(runner.resource)))
+    if scarce:
         delete_logs(worker, runner, None)
 
 

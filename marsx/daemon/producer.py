@@ -22,6 +22,7 @@ from marsx.daemon.replica import withdraw
 from marsx.daemon.site import Site
 from marsx.daemon.spans import SpanGate
 from marsx.device import serve
+from marsx.log import writer
 from marsx.tree import paths
 from marsx.volume import recovery
 from marsx.volume.env import Env
@@ -76,6 +77,7 @@ class Producer:
         self.site.loop.add_reader(self.event_fd, self._moved)
         self._threads = [
             self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
+            self.site.thread(f"fill-{self.resource}", self.primary.filler_body),
             self.site.thread(f"wb-{self.resource}", self.primary.writeback_body),
         ]
         try:
@@ -197,6 +199,7 @@ class Producer:
         end, digest = await self.site.blocking(self.primary.end)
         header, host = self.primary.header, self.site.host
         await self.close()
+        writer.drop_spare(self.env.directory)
         if end.pos == 0 and header is not None and header.pred is not None and recovery.may_withdraw(self.env, header):
             end, digest = header.pred, header.pred_digest
             await self.site.blocking(withdraw, self.env, self.publisher, header, True)

@@ -3,7 +3,8 @@
 Invariants (rule 4):
   a file has the name of a log only after its own header block is durable in it, and a name is never given twice;
   a log's end is what its successor's header says, whatever stands behind;
-  the newest log is the highest one whose header is sound and whose predecessor is there (or was deleted: the oldest).
+  the newest log is the highest one whose header is sound and whose predecessor is there (or was deleted: the oldest);
+  a deleted log's file becomes a log again only when nobody has it open any more (rule 9), however it was opened.
 Anything that fits into no chain stops with an error, or is given back as ignored; nothing is skipped in silence.
 """
 from __future__ import annotations
@@ -20,6 +21,7 @@ from marsx.base.position import LogPos
 from marsx.log.reader import LogEntry, is_empty, list_logs, open_log
 from marsx.log.record import BLOCK, FileHeader
 
+SPARE = ".spare-log"
 _TWICE = "see mars-status --history; a log is never written twice"
 _SPACE = "make room on the file system of the logs: marsadm log-delete-all, or a larger one"
 
@@ -96,6 +98,51 @@ def end_log(fd: int, end_pos: int, name: str = "log") -> None:
     os.ftruncate(fd, BLOCK + end_pos)
     # An overwrite of nothing is the fdatasync; it covers the new size (needed to read the file back).
     durable.overwrite(fd, b"", 0, name)
+
+
+def set_aside(path: str, limit: int) -> bool:
+    """Delete a log, but keep its file, cut to `limit` bytes, for the next one (one such file a directory, the larger
+    one stays). The caller has made sure that nobody needs the log. False: it was just deleted."""
+    spare = os.path.join(os.path.dirname(path), SPARE)
+    size = min(os.stat(path, follow_symlinks=False).st_size, limit) // BLOCK * BLOCK
+    try:
+        keep = size > os.stat(spare, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        keep = size > 0
+    if not keep:
+        os.unlink(path)
+        return False
+    os.rename(path, spare)
+    os.truncate(spare, size)
+    return True
+
+
+def take_spare(directory: str) -> str | None:
+    """The file to recycle, if there is one that nobody reads any more: proved by a lease, which the kernel gives only
+    for a file that is open nowhere else (rule 9). A file that cannot be proved free is deleted."""
+    spare = os.path.join(directory, SPARE)
+    try:
+        fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        drop_spare(directory)
+        return None
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        drop_spare(directory)
+        return None
+    finally:
+        os.close(fd)
+    return spare
+
+
+def drop_spare(directory: str) -> None:
+    """Nothing is kept for the next log."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, SPARE))
 
 
 def remove_leftovers(directory: str) -> list[str]:

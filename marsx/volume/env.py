@@ -39,6 +39,7 @@ class Env:
     ring_bytes: int = 64 << 20
     index_bytes: int = 16 << 20
     flush_ms: int = 20
+    fill_bytes: int = 256 << 20                 # zeros ahead of the log at most (ext/space.h)
     writeback_bytes: int = 4 << 20              # write-back starts with so much, or after writeback_ms
     writeback_ms: int = 1000
     on_trouble: Callable[[str], None] = field(default=lambda text: None)

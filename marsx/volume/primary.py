@@ -1,7 +1,7 @@
 """The volume of a primary: recovery, a new log, write-back, rotation, a proper end.
 
-States: made -> open() -> serving -> end() -> closed. Threads (run by `daemon`): `flusher_body`, `writeback_body`;
-device threads call the extension directly.
+States: made -> open() -> serving -> end() -> closed. Threads (run by `daemon`): `flusher_body`, `filler_body`,
+`writeback_body`; device threads call the extension directly.
 
 Invariants:
     log N+1 is made only when N is durable to its end, and its header says so (rule 4)
@@ -25,13 +25,14 @@ from marsx.volume.env import Env, previous_point
 from marsx.volume.replay import apply_windows
 
 PREALLOCATE = 64 << 20
+FIRST_SPACE = 4 << 20                           # of a log without a recycled file; the rest is filled
 FAILURES: dict[int, str] = marslog.FAILURES
 
 
-def _space_ahead(directory: str) -> int:
-    """Bytes of log to allocate at a time: a sixteenth of what is free at most, 0 when there is next to nothing."""
+def _share(directory: str, most: int) -> int:
+    """Bytes of log space to take ahead: a sixteenth of what is free at most, 0 when there is next to nothing."""
     stat = os.statvfs(directory)
-    return min(PREALLOCATE, stat.f_bavail * stat.f_frsize // 16) >> 20 << 20
+    return min(most, stat.f_bavail * stat.f_frsize // 16) >> 20 << 20
 
 
 class Primary:
@@ -61,6 +62,7 @@ class Primary:
              same_device: bool = False) -> None:
         """Recover from the disk position `at`, make log N+1, be ready to serve. first: the resource has no log yet.
         same_device: the block device outlived the last worker, so requests may be sent again (rule 11)."""
+        writer.remove_leftovers(self.env.directory)
         logs = [] if first else recovery.recover(self.env, at, at_digest, known_durable, uniques=same_device)
         try:
             while not self._build(logs, at):
@@ -118,11 +120,12 @@ class Primary:
                             device_size=env.device_size, block_size=env.block_size,
                             lamport_ns=stamp, real_ns=time.time_ns(),
                             pred=pred, pred_digest=pred_digest)
-        ahead = _space_ahead(env.directory)
-        fd = writer.create_log(env.directory, header, ahead)
-        allocated = record.BLOCK + ahead
+        fd = writer.create_log(env.directory, header, _share(env.directory, FIRST_SPACE),
+                               writer.take_spare(env.directory))
+        allocated = os.fstat(fd).st_size // record.BLOCK * record.BLOCK
         assert self.volume is not None
-        self.volume.allocate_step = max(ahead, 1 << 20)
+        self.volume.allocate_step = max(_share(env.directory, PREALLOCATE), 1 << 20)
+        self.volume.fill_ahead = _share(env.directory, env.fill_bytes)
         self.volume.set_lamport(stamp)
         # known before the volume uses it: other threads ask for the header of whatever log the volume names
         self._fds[nr] = fd
@@ -140,6 +143,11 @@ class Primary:
         """Thread."""
         assert self.volume is not None
         self.volume.run_flusher()
+
+    def filler_body(self) -> None:
+        """Thread."""
+        assert self.volume is not None
+        self.volume.run_filler()
 
     def writeback_body(self) -> None:
         """Thread: windows of durable groups to the data device, until end() or an error (which stops the resource,

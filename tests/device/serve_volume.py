@@ -72,7 +72,7 @@ def main(top: str, name: str, size: str, words: str, again: str = "") -> None:
     frontend = marsdev.Frontend(primary.volume, name)
     if again and not frontend.resend(fds[0]):
         raise SystemExit("this kernel does not send requests again")
-    for body in (primary.flusher_body, primary.writeback_body):
+    for body in (primary.flusher_body, primary.filler_body, primary.writeback_body):
         threading.Thread(target=body, daemon=True).start()
     servers = [threading.Thread(target=frontend.serve, args=(fd,), daemon=True) for fd in fds]
     for server in servers:

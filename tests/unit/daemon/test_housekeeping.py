@@ -12,6 +12,7 @@ from marsx.base.errors import MarsError
 from marsx.base.lamport import Lamport
 from marsx.daemon import housekeeping
 from marsx.daemon.housekeeping import delete_if_scarce, delete_logs, follow_deletion, lowest_needed, space
+from marsx.log import writer
 from marsx.tree import paths
 from marsx.tree.store import Store
 from marsx.tree.view import View
@@ -234,3 +235,33 @@ def test_rotate_if_long(place: Place, disk, written: int, total: int, rotates: i
     disk(GIB, total)
     asyncio.run(housekeeping.rotate_if_long(place, place.runner))
     assert turns.count("rotated") == rotates
+
+
+@pytest.mark.parametrize(("free", "total", "primary", "kept"), [
+    (60 * GIB, 64 * GIB, True, True), (60 * GIB, 64 * GIB, False, False), (7 * GIB, 64 * GIB, True, False)])
+def test_a_deleted_file_is_kept_for_the_next_log(place: Place, disk, free: int, total: int, primary: bool,
+                                                 kept: bool) -> None:
+    """Only on a primary, and only while space is not scarce."""
+    place.logs(1, 2, 3)
+    place.replays(3, 3, 3)
+    place.runner.producer = object() if primary else None
+    disk(free, total)
+    assert delete_logs(place, place.runner, None) == ["log-000000001-a", "log-000000002-a"] and place.left == [3]
+    assert os.path.lexists(spare_of(place)) == kept
+
+
+@pytest.mark.parametrize(("free", "primary", "stays"), [(60 * GIB, True, True), (60 * GIB, False, False),
+                                                        (7 * GIB, True, False)])
+def test_the_kept_file_goes_first(place: Place, disk, free: int, primary: bool, stays: bool) -> None:
+    """When space gets scarce, or this host is no primary any more."""
+    place.logs(1)
+    open(spare_of(place), "wb").close()
+    place.runner.producer = object() if primary else None
+    disk(free, 64 * GIB)
+    delete_if_scarce(place, place.runner)
+    assert os.path.lexists(spare_of(place)) == stays and place.left == [1]
+
+
+def spare_of(place: Place) -> str:
+    """Where the file for the next log would be."""
+    return os.path.join(place.store.root, paths.resource_dir(R), writer.SPARE)

@@ -1,5 +1,5 @@
-/* The engine of ext/flush.h under the thread sanitizer: threads write, discard and flush while logs are changed below
- * them.
+/* The engine of ext/flush.h under the thread sanitizer: threads write, discard and flush while logs are changed, and
+ * filled with zeros, below them.
  *
  *     log_test DIRECTORY
  *
@@ -87,15 +87,23 @@ static void *flusher(void *arg)
     return arg;
 }
 
+static void *filler(void *arg)
+{
+    mars_log_run_filler(&l, (const uint8_t *)arg);
+    return NULL;
+}
+
 static void start(void)
 {
     const uint64_t base = 1 << 20;
     pthread_mutex_init(&l.lock, NULL);
     pthread_cond_init(&l.space, NULL);
     pthread_cond_init(&l.work, NULL);
+    pthread_cond_init(&l.fill, NULL);
     NEED(mars_log_init(&l, DEVICE, 512, RING, -1) == 0);
     l.flush_ns = 1000000;
     l.allocate_step = 1 << 20;
+    l.fill_ahead = 12 << 20;
     l.batch = 2;
     l.hook.accept = accept_record;
     l.hook.arg = &payload_at;
@@ -127,12 +135,14 @@ static uint64_t check(uint64_t nr)
 
 int main(int argc, char **argv)
 {
-    pthread_t writers[WRITERS], flushing;
+    static const uint8_t zeros[MARS_FILL_WRITE];
+    pthread_t writers[WRITERS], flushing, filling;
     uint64_t records = 0;
     NEED(argc == 2);
     directory = argv[1];
     start();
     pthread_create(&flushing, NULL, flusher, NULL);
+    pthread_create(&filling, NULL, filler, (void *)(uintptr_t)zeros);
     for (uintptr_t i = 0; i < WRITERS; i++)
         pthread_create(&writers[i], NULL, writer, (void *)i);
     for (uint64_t nr = 1; nr < LOGS; nr++) {
@@ -149,8 +159,10 @@ int main(int argc, char **argv)
     pthread_mutex_lock(&l.lock);
     l.stop = 1;
     pthread_cond_broadcast(&l.work);
+    pthread_cond_broadcast(&l.fill);
     pthread_mutex_unlock(&l.lock);
     pthread_join(flushing, NULL);
+    pthread_join(filling, NULL);
     NEED(sent == answered && l.count.writes == WRITERS * REQUESTS && l.durable == l.groups.appended);
     for (uint64_t nr = 1; nr <= LOGS; nr++)
         records += check(nr);

@@ -203,16 +203,15 @@ def freeze_waits(rig: Rig) -> None:
 
 
 def freeze_waits_for_space(rig: Rig) -> None:
-    """A writer and the flusher want file space at the same time: freeze() waits until nobody makes the log's file
+    """A writer and the filler want file space at the same time: freeze() waits until nobody makes the log's file
     longer, because an ended log must not grow again (rule 4)."""
     fd = rig.fds[1]
     rig.write(0, b"a" * 4096)
     gate = rule(FALLOCATE, fd, 1, hold=True)
     writer = rig.spawn(lambda: rig.write(4096, b"b" * MIB))
     until(lambda: any(e.kind == FALLOCATE and e.off > BLOCK and e.phase == 0 for e in events()))
-    rig.volume.flush_ns = 0
-    rig.spawn(rig.volume.run_flusher)
-    until(lambda: rig.volume.state["durable"] >= 2 * BLOCK)
+    rig.volume.fill_ahead = 4 * MIB
+    rig.spawn(rig.volume.run_filler)
     ended: list[tuple] = []
     frozen = rig.spawn(lambda: ended.append(rig.volume.freeze()))
     stays(lambda: not ended)

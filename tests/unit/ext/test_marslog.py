@@ -381,6 +381,57 @@ def test_many_threads_small_ring_rotation(make_rig):
         assert (result.end, result.digest) == (end, new_read(rig, nr + 1).pred_digest)
 
 
+def wait_for(condition) -> None:
+    """Another thread's step; 20 seconds are a hang."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come"
+        time.sleep(0.001)
+
+
+def test_zeros_ahead(make_rig):
+    """The filler writes ahead of the groups and never over one, as much as the log has and no more than it may."""
+    rig = make_rig(16 * MIB, ring=64 * MIB)
+    rig.volume.fill_ahead = 24 * MIB
+
+    def space() -> tuple[int, int]:
+        return os.fstat(rig.fds[1]).st_size, rig.volume.state["appended"]
+
+    def filled(ahead: int) -> bool:
+        size, appended = space()
+        return size >= BLOCK + appended + ahead
+
+    rig.spawn(rig.volume.run_filler)
+    wait_for(lambda: filled(16 * MIB))
+    data = os.urandom(64 * 1024)
+    for i in range(700):
+        rig.write(i % 200 * len(data), data)
+    wait_for(lambda: filled(12 * MIB))
+    rig.volume.freeze()
+    size, appended = space()
+    assert appended > 40 * MIB and size <= BLOCK + appended + 24 * MIB + 4 * MIB
+    extents = subprocess.run(["filefrag", "-v", str(rig.path())], capture_output=True, text=True, check=False).stdout
+    assert "unwritten" not in extents
+    assert reader.scan(rig.fds[1], rig.header).records == 700
+
+
+def test_long_groups_get_no_zeros(make_rig):
+    """They would share the device with them and gain nothing."""
+    rig = make_rig(16 * MIB, ring=64 * MIB)
+    rig.volume.allocate_step = 64 * MIB
+    for i in range(40):
+        rig.write(i % 16 * MIB, bytes(MIB))
+    rig.volume.fill_ahead = 64 * MIB
+    size = os.fstat(rig.fds[1]).st_size
+    rig.spawn(rig.volume.run_filler)
+    for i in range(16):
+        rig.write(i * MIB, bytes(MIB))
+    assert os.fstat(rig.fds[1]).st_size == size
+    for i in range(100):
+        rig.write(i * 4096, bytes(4096))
+    wait_for(lambda: os.fstat(rig.fds[1]).st_size > size)
+
+
 def test_demanded_kernel_is_never_ignored():
     """A kernel that was asked for by name and is not there stops the import."""
     for module in ("marslog", "marsshadow", "marsreplay"):

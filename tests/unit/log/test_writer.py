@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import subprocess
@@ -118,6 +119,84 @@ def test_recycled_file(tmp_path, syncs):
         assert (got.groups, got.reason) == (0, "foreign") and os.fstat(fd).st_size == BLOCK + 3 * 8192
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_death_while_recycling(tmp_path, step):
+    """Rules 4, 9: whoever dies between two steps leaves either no log 2, or an empty one whose old groups nobody
+    believes; log 1 is the newest or its predecessor; what is left over goes at the next start."""
+    one = put(tmp_path, 1, "alpha", 2)
+    put(tmp_path, 7, "old", 5)
+    assert writer.set_aside(str(tmp_path / "log-000000007-old"), 1 << 30)
+    second = dataclasses.replace(FIRST, nr=2, log_id=b"n" * 16, pred=LogPos(1, "alpha", one.end),
+                                 pred_digest=one.digests[-1].hex())
+    child = os.fork()
+    if child == 0:
+        left = itertools.count(step, -1)
+
+        def dying(call):
+            def wrapped(*args, **more):
+                if next(left) == 0:
+                    os._exit(1)
+                return call(*args, **more)
+            return wrapped
+        for module, name in ((os, "rename"), (durable, "sync_dir"), (os, "posix_fallocate"), (durable, "overwrite"),
+                             (os, "link"), (os, "unlink")):
+            setattr(module, name, dying(getattr(module, name)))
+        create_log(str(tmp_path), second, 1 << 20, writer.take_spare(str(tmp_path)))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == (0 if step == 7 else 256)
+    found = newest(tmp_path)
+    assert found.log.nr == (2 if step > 4 else 1) and not found.ignored
+    logs = chain(tmp_path, LogPos(1, "alpha", 0))
+    assert logs == [("1-alpha", one.end if step > 4 else None), ("2-alpha", None)][:len(logs)]
+    if step > 4:
+        with reader.open_log(found.log.path, "cluster", "res") as opened:
+            got = reader.scan(opened.fd, opened.header)
+            assert (got.groups, got.reason) == (0, "foreign") and reader.is_empty(opened)
+    remove_leftovers(str(tmp_path))
+    kept = {"log-000000001-alpha", *(["log-000000002-alpha"] if step > 4 else [writer.SPARE] if step == 0 else [])}
+    assert set(os.listdir(tmp_path)) == kept
+
+
+@pytest.mark.parametrize("how", [os.O_RDONLY, os.O_RDWR])
+def test_a_file_that_is_read_is_not_used_again(tmp_path, how):
+    """Rule 9: somebody still has the deleted log open, pinned or not: its file is let go, his bytes stay what they
+    are."""
+    log = put(tmp_path, 1, "alpha", 3)
+    fd = os.open(tmp_path / "log-000000001-alpha", how)
+    try:
+        assert writer.set_aside(str(tmp_path / "log-000000001-alpha"), 1 << 30)
+        assert writer.take_spare(str(tmp_path)) is None and os.listdir(tmp_path) == []
+        assert os.pread(fd, 1 << 20, 0) == log.data
+    finally:
+        os.close(fd)
+
+
+def test_what_is_set_aside(tmp_path):
+    """One file, cut to the limit, the larger one; it is no log, and goes when it is told to."""
+    for nr, groups in ((1, 3), (2, 1), (3, 5)):
+        put(tmp_path, nr, "alpha", groups)
+    paths = [str(tmp_path / f"log-{nr:09d}-alpha") for nr in (1, 2, 3)]
+    assert [writer.set_aside(path, 4 * 8192 + 100) for path in paths] == [True, False, True]
+    spare = tmp_path / writer.SPARE
+    assert os.listdir(tmp_path) == [writer.SPARE] and spare.stat().st_size == 4 * 8192
+    assert reader.list_logs(str(tmp_path)) == [] and newest(tmp_path) == writer.Newest(None)
+    assert writer.take_spare(str(tmp_path)) == str(spare) and spare.exists()
+    writer.drop_spare(str(tmp_path))
+    writer.drop_spare(str(tmp_path))
+    assert writer.take_spare(str(tmp_path)) is None and os.listdir(tmp_path) == []
+    put(tmp_path, 4, "alpha", 1)
+    assert not writer.set_aside(str(tmp_path / "log-000000004-alpha"), 100) and os.listdir(tmp_path) == []
+
+
+def test_no_foreign_file_is_used(tmp_path):
+    """A link under the spare's name leads nowhere."""
+    other = tmp_path / "precious"
+    other.write_bytes(b"x" * 8192)
+    (tmp_path / writer.SPARE).symlink_to(other)
+    assert writer.take_spare(str(tmp_path)) is None
+    assert os.listdir(tmp_path) == ["precious"] and other.read_bytes() == b"x" * 8192
 
 
 def test_refusal_leaves_the_recycled_file_alone(tmp_path):
