@@ -19,7 +19,7 @@ from marsx.base.position import LogPos
 from marsx.daemon import logcopy
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import Stock
-from marsx.daemon.replica import withdraw
+from marsx.daemon.replica import step_back
 from marsx.daemon.site import Site
 from marsx.daemon.spans import ReplayBound
 from marsx.log import reader
@@ -130,20 +130,15 @@ class Consumer:
 
     def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, LogPos, str]:
         try:
+            at, digest = step_back(self.env, self.publisher, at, digest, known, self.parted)
+            self.parted = False
             logs = recovery.recover(self.env, at, digest, known)
         except NotFoundError:
             if at.pos == 0 and not any(entry.nr >= at.nr for entry in reader.list_logs(self.env.directory)):
                 return logcopy.nothing_yet(self.env, at, self._fetched_in_thread), at, ""
             raise
         recovery.close_all(logs)
-        first, last = logs[0], logs[-1]
-        own = last.header.producer == self.site.host
-        if last.end == 0 and (own or self.parted) and recovery.may_withdraw(self.env, last.header):
-            assert last.header.pred is not None
-            is_here = at.nr == last.header.nr
-            withdraw(self.env, self.publisher, last.header, is_here)
-            self.parted = False
-            return self._recover(*(last.header.pred, last.header.pred_digest) if is_here else (at, digest), known)
+        first = logs[0]
         if (first.header.nr, first.header.producer) == (at.nr, at.producer):
             digest = first.start_digest
         copy = logcopy.from_recovered(self.env, logs, self._fetched_in_thread)
@@ -231,14 +226,16 @@ class Consumer:
         self.site.say(self.resource, "err-fetch", "")
         self.site.say(self.resource, "err-splitbrain-detected", "")
 
-    def _stands_in_empty_log(self) -> bool:
-        """The end of our copy is an empty log that can be withdrawn: its producer may have done so, and another host
-        may have written one with that number (rule 7)."""
+    def _is_withdrawn(self, host: str, reason: Reason) -> bool:
+        """The end of our copy is an empty log that can be withdrawn, and its producer may have done so (rule 7): he
+        himself has not got it, or somebody has another one with that number."""
         header = self.copy.header if self.copy else None
-        return bool(header and self.copy and self.copy.at.pos == 0 and recovery.may_withdraw(self.env, header))
+        if header is None or self.copy is None or self.copy.at.pos or not recovery.may_withdraw(self.env, header):
+            return False
+        return reason is Reason.SPLIT or (reason is Reason.BEHIND and host == header.producer)
 
     def _fetch_failed(self, host: str, err: PeerError) -> None:
-        if err.reason is Reason.SPLIT and self._stands_in_empty_log():
+        if self._is_withdrawn(host, err.reason):
             self.parted = True
             self.changed()
         elif err.reason is Reason.SPLIT:

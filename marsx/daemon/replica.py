@@ -53,6 +53,22 @@ def withdraw(env: Env, publisher: Publisher, header: FileHeader, is_here: bool) 
     publisher.put([(paths.version(env.resource, header.nr, env.host), DELETED)])
 
 
+def step_back(env: Env, publisher: Publisher, at: LogPos, digest: str, known: recovery.KnownDurable,
+              others: bool = False) -> tuple[LogPos, str]:
+    """Withdraw the empty logs of this host at the end of the history; `others`: one of another host too. Returns the
+    disk position. Blocks."""
+    while True:
+        header = recovery.empty_end(env, at, known)
+        if header is None or (header.producer != env.host and not others):
+            return at, digest
+        assert header.pred is not None
+        is_here = (at.nr, at.producer) == (header.nr, header.producer)
+        withdraw(env, publisher, header, is_here)
+        others = False
+        if is_here:
+            at, digest = header.pred, header.pred_digest
+
+
 def set_logs_aside(site: Site, resource: str) -> None:
     """The replica's logs leave the live tree: what this host wrote itself is kept aside (nobody's data vanish
     unseen), copies of others' logs are deleted."""

@@ -323,6 +323,9 @@ class Runner:
         self._check_memory()
         await self.stop_consumer()
         self._env = self._make_env()
+        if not first:
+            known = self._known_in_thread()
+            at, digest = await self.site.blocking(replica.step_back, self._env, self.publisher, at, digest, known)
         producer = Producer(
             self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
         )

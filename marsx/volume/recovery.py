@@ -120,6 +120,19 @@ def _judge(log: writer.LogFile, result: ScanResult) -> None:
         raise DamagedError(f"{log.path} is damaged ({result.reason}) {result.detail}", hint)
 
 
+def empty_end(env: Env, at: LogPos, known_durable: KnownDurable) -> FileHeader | None:
+    """The newest log of the history from `at` on, if it is empty for sure (not damaged) and can be withdrawn."""
+    newest = writer.chain_from(env.directory, at, env.uuid, env.resource, env.host)[-1]
+    if not may_withdraw(env, newest.header):
+        return None
+    with reader.open_log(newest.path, env.uuid, env.resource) as log:
+        if not reader.is_empty(log):
+            return None
+    found = _recover_one(env, newest, 0, "", known_durable, COLLECT_NOTHING)
+    os.close(found.fd)
+    return newest.header if found.end == 0 else None
+
+
 def may_withdraw(env: Env, header: FileHeader) -> bool:
     """An empty log is no history: its producer takes it back on stepping down (rule 7). Not when its predecessor is
     gone: then its header is the only witness of where the history ends."""

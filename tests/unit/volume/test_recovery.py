@@ -289,3 +289,21 @@ def test_what_recovery_reads_is_synced(crashed, monkeypatch):
     logs = recover(site)
     assert order == [(what, log.fd) for log in logs for what in ("sync", "scan")]
     assert record.BLOCK == BLOCK
+
+
+def test_only_what_is_empty_for_sure_is_withdrawn(crashed):
+    """Rule 7: the newest log without a group may go; rules 4, 5: not when its first group is only damaged, not when
+    its predecessor is gone."""
+    rig, site, durable, _ = crashed(10, logs=2)
+    assert recovery.empty_end(site.env, START, lambda nr, producer: 0) is None
+    flip(rig.path(2), BLOCK + 70)
+    with pytest.raises(DamagedError, match="damaged"):
+        recovery.empty_end(site.env, START, lambda nr, producer: 0)
+    rig, site, _, _ = crashed(10)
+    rig.rotate()
+    found = recovery.empty_end(site.env, START, lambda nr, producer: 0)
+    assert found is not None and found.nr == 2
+    with pytest.raises(DamagedError, match="damaged"):
+        recovery.empty_end(site.env, START, lambda nr, producer: BLOCK if nr == 2 else 0)
+    os.unlink(rig.path(1))
+    assert recovery.empty_end(site.env, LogPos(2, HOST, 0), lambda nr, producer: 0) is None
