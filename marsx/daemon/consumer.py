@@ -126,7 +126,7 @@ class Consumer:
         """What do the disk and the local logs hold?"""
         copy, self.at, self.digest = await self.site.blocking(self._recover, at, digest, known)
         self.copy = self._facts.copy = copy
-        self.stock.move(copy.at)
+        self.stock.move(copy.at, copy.digest)
 
     def _recover(self, at: LogPos, digest: str, known: recovery.KnownDurable) -> tuple[logcopy.LogCopy, LogPos, str]:
         try:
@@ -261,7 +261,7 @@ class Consumer:
     def _fetched(self, at: LogPos, digest: str) -> None:
         if at == self.at and not self.digest:
             self.digest = digest  # the header of the log that this replica begins with has come
-        self.stock.move(at)
+        self.stock.move(at, digest)
         if self.replayer is not None:
             self.replayer.advance(at)
         self.changed()

@@ -5,11 +5,13 @@ Invariants:
     a start is accepted only if (log id, POS, digest) lies in the own history (rule 6); a log that lies here beside it
         (an empty one of another producer, one from before a split) is not in it
     logs that a stream reads from are pinned, and pinned before they are looked at: deletion asks `Pins` first (rule 9)
+    logs are read past the page cache, as they are written: what is sent is what is on the disk
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import threading
 from collections import Counter
@@ -19,7 +21,7 @@ from marsx.base.errors import DamagedError, MarsError, NotFoundError
 from marsx.base.position import NR_MAX, LogPos, log_name
 from marsx.log import reader, record
 from marsx.log.record import BLOCK, FileHeader
-from marsx.peer.fetch import NextLog, Start, Verdict
+from marsx.peer.fetch import NextLog, Offer, Start, Verdict
 from marsx.peer.wire import Reason
 
 READ_MAX = 1 << 20
@@ -48,16 +50,24 @@ class Pins:
 
 
 class End:
-    """The durable end of the own newest history, and a way to wait for more. Belongs to the loop; `at` may be read
-    anywhere."""
+    """The durable end of the own newest history with the digest there ("": not known), and a way to wait for more.
+    Belongs to the loop; `point` may be read anywhere."""
 
-    def __init__(self, at: LogPos) -> None:
-        self.at = at
+    def __init__(self, at: LogPos, digest: str = "") -> None:
+        self.point = (at, digest)
         self._waiters: set[asyncio.Event] = set()
 
-    def move(self, at: LogPos) -> None:
-        if at != self.at:
-            self.at = at
+    @property
+    def at(self) -> LogPos:
+        return self.point[0]
+
+    def set(self, at: LogPos, digest: str = "") -> None:
+        """Without waking anybody."""
+        self.point = (at, digest)
+
+    def move(self, at: LogPos, digest: str = "") -> None:
+        if (at, digest) != self.point:
+            self.point = (at, digest)
             for event in self._waiters:
                 event.set()
 
@@ -79,12 +89,12 @@ class Stock:
         self.pins = Pins()
         self.end: End | None = None
 
-    def move(self, at: LogPos) -> End:
+    def move(self, at: LogPos, digest: str = "") -> End:
         """The durable end is `at` now. Loop only."""
         if self.end is None:
-            self.end = End(at)
+            self.end = End(at, digest)
         else:
-            self.end.move(at)
+            self.end.move(at, digest)
         return self.end
 
 
@@ -98,6 +108,7 @@ class Source:
         self._end = end
         self._pins = pins
         self._log: reader.OpenLog | None = None
+        self._buffer = mmap.mmap(-1, READ_MAX + 2 * BLOCK)
         self._lock = threading.Lock()  # streams pin in the executor and unpin on the loop
         self._pinned: set[int] = set()
 
@@ -128,8 +139,9 @@ class Source:
                 return Verdict(Reason.BEHIND, f"{name} has only just begun here")
             return Verdict(Reason.SPLIT, f"{name} lies here, but the history of this host goes another way")
         known = self._end_of(start.nr, start.producer)
+        offer = Offer(known, end)
         if not start.log_id:
-            return Verdict(header=log.header.pack())
+            return Verdict(header=log.header.pack(), offer=offer)
         if start.log_id != log.header.log_id.hex():
             return Verdict(Reason.SPLIT, f"{name} here is another log of the same name")
         if start.pos > known:
@@ -137,13 +149,20 @@ class Source:
             return Verdict(reason, f"{name} ends at {known} here, asked from {start.pos}")
         if start.digest != self._digest_at(log, start.pos):
             return Verdict(Reason.SPLIT, f"{name} has other contents here before {start.pos}")
-        return Verdict()
+        return Verdict(offer=offer)
 
     def _digest_at(self, log: reader.OpenLog, pos: int) -> str | None:
-        """From the group that starts there, if there is one (its header is checked against the chain as far as CRC
-        and log id go); else by reading the log from its beginning."""
+        """What is known of the log's end; from the group that starts there, if there is one (its header is checked
+        against the chain as far as CRC and log id go); else by reading the log from its beginning."""
         if pos == 0:
             return log.header.digest0
+        at = LogPos(log.header.nr, log.header.producer, pos)
+        newest, digest = self._end.point
+        if at == newest and digest:
+            return digest
+        following = self._successor(log.header.nr, log.header.producer)
+        if following is not None and following.pred == at:
+            return following.pred_digest
         block = reader.read_block(log.fd, BLOCK + pos)
         checked = record.group_digest_before(block, log.header, pos) if len(block) == BLOCK else None
         return checked or reader.digest_at(log.fd, log.header, pos)
@@ -186,7 +205,8 @@ class Source:
         if self._log is not None:
             self._log.close()
             self._log = None
-        self._log = reader.open_log(os.path.join(self._directory, log_name(nr, producer)), self._uuid, self._resource)
+        path = os.path.join(self._directory, log_name(nr, producer))
+        self._log = reader.open_log(path, self._uuid, self._resource, direct=True)
         return self._log
 
     def _pin(self, nr: int) -> None:
@@ -202,10 +222,13 @@ class Source:
         want = min(limit, READ_MAX, stop - pos)
         if want <= 0:
             return b""
-        data = os.pread(self._open(nr, producer).fd, want, BLOCK + pos)
-        if len(data) != want:
-            raise MarsError(f"{log_name(nr, producer)} is shorter than its durable end {stop}")
-        return data
+        skip = pos % BLOCK
+        length = (skip + want + BLOCK - 1) // BLOCK * BLOCK
+        with memoryview(self._buffer)[:length] as view:
+            got = os.preadv(self._open(nr, producer).fd, [view], BLOCK + pos - skip)
+            if got < skip + want:
+                raise MarsError(f"{log_name(nr, producer)} is shorter than its durable end {stop}")
+            return bytes(view[skip : skip + want])
 
     def following(self, nr: int, producer: str, pos: int) -> NextLog | None:
         if self._end.at.nr <= nr:

@@ -73,7 +73,7 @@ class Producer:
             raise
         volume, header = self.primary.volume, self.primary.header
         assert volume is not None and header is not None
-        self.gate = SpanGate(self.primary, self.stock.move(header.start), self.site.executor)
+        self.gate = SpanGate(self.primary, self.stock.move(header.start, header.digest0), self.site.executor)
         self.site.loop.add_reader(self.event_fd, self._moved)
         self._threads = [
             self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
@@ -133,8 +133,8 @@ class Producer:
         volume = self.primary.volume
         if volume is None:
             return
-        _, nr, pos, _ = volume.durable_point()
-        self.stock.move(LogPos(nr, self.site.host, pos))
+        _, nr, pos, digest = volume.durable_point()
+        self.stock.move(LogPos(nr, self.site.host, pos), digest.hex())
         self.check()
 
     def check(self) -> None:
@@ -204,7 +204,7 @@ class Producer:
             end, digest = header.pred, header.pred_digest
             await self.site.blocking(withdraw, self.env, self.publisher, header, True)
         self.site.store.make_durable([paths.version(self.resource, end.nr, host), paths.replay(self.resource, host)])
-        self.stock.move(end)
+        self.stock.move(end, digest)
         return end, digest
 
     async def close(self) -> None:

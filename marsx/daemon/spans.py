@@ -155,7 +155,7 @@ class PrimarySpans:
 
     def _lies_in_history(self, point: Point) -> Refused | None:
         _, newest = self._gate.durable_point()
-        self._upto.at = newest.at
+        self._upto.set(newest.at, newest.digest)
         at = point.at
         start = Start(at.nr, at.producer, at.pos)
         if not (point.is_hole and at.pos == 0):

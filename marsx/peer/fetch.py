@@ -2,7 +2,9 @@
 
     sink                                                       source
     FETCH {resource, nr, producer, log_id, pos, digest}   ->   is (pos, digest) in my own history? pin the log
-                                                          <-   FETCH_OK {} [header block of the log, if log_id is ""]
+                                                          <-   FETCH_OK {end, newest} [header block of the log, if
+                                                               log_id is ""]: where that log ends there, and where the
+                                                               source's history ends, both durable
                                                                or FETCH_NO {reason: split | missing | behind, text}
                                                           <-   FETCH_DATA {nr, pos} bytes, again and again
     FETCH_ACK {nr, pos}: durable up to a group's end      ->
@@ -29,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from marsx.base.errors import DamagedError
-from marsx.base.position import NAME_MAX
+from marsx.base.position import NAME_MAX, LogPos
 from marsx.peer import wire
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
@@ -76,13 +78,37 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What a source has behind a start: POS where that log ends there, and the end of its whole history; both durable
+    there now."""
+
+    end: int
+    newest: LogPos
+
+    def header(self) -> dict[str, Any]:
+        """As fields of a FETCH_OK frame."""
+        return {"end": self.end, "newest": {"nr": self.newest.nr, "producer": self.newest.producer,
+                                            "pos": self.newest.pos}}
+
+    @classmethod
+    def parse(cls, header: dict[str, Any]) -> Offer:
+        """Inverse of header(), for a hostile peer."""
+        newest = header.get("newest")
+        if not isinstance(newest, dict):
+            raise wire.WireError("it is not said where the source's history ends")
+        return cls(wire.take_pos(header, "end"),
+                   LogPos(wire.take_nr(newest), wire.take_host(newest, "producer"), wire.take_pos(newest)))
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a source says to a start. `reason` None: yes; else SPLIT, MISSING or BEHIND with a text for people.
-    `header` is the log's header block, wanted when the start has no log_id."""
+    """What a source says to a start. `reason` None: yes, with `offer`; else SPLIT, MISSING or BEHIND with a text for
+    people. `header` is the log's header block, wanted when the start has no log_id."""
 
     reason: Reason | None = None
     text: str = ""
     header: bytes = b""
+    offer: Offer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +233,8 @@ class FetchService:
                 if verdict.reason is None:
                     break
                 await link.send(Type.FETCH_NO, {"reason": verdict.reason, "text": verdict.text[:500]})
-            await link.send(Type.FETCH_OK, {}, b"" if start.log_id else verdict.header)
+            assert verdict.offer is not None
+            await link.send(Type.FETCH_OK, verdict.offer.header(), b"" if start.log_id else verdict.header)
             stream = _Push(link, source, start, self._executor, self._window)
             await _first_of(stream.push(), stream.acks())
         except PeerError as error:
@@ -284,15 +311,33 @@ class _Push:
 
 # -- sink -------------------------------------------------------------------------------------------------------------
 
+async def ask(link: Link, resource: str, start: Start) -> tuple[Offer, bytes]:
+    """Ask for a stream: what the source has from `start` on, and the header block when it was asked for. The stream has
+    begun then; who only wanted to know closes the link. Raises PeerError: SPLIT, MISSING, BEHIND."""
+    await link.send(Type.FETCH, {"resource": resource, **start.header()})
+    answer = wire.expect(await link.recv(link.timing.io_timeout), Type.FETCH_OK, Type.FETCH_NO)
+    if answer.type is Type.FETCH_NO:
+        reason, text = wire.parse_reason(answer.header)
+        raise PeerError(reason, f"{link.who}: {text}")
+    offer = Offer.parse(answer.header)
+    if offer.end < start.pos or offer.newest.nr < start.nr:
+        raise wire.WireError(f"offers less than was asked for: {offer}")
+    if not start.log_id and len(answer.body) != HEADER_BLOCK:
+        raise wire.WireError("the header block of the log is missing")
+    return offer, bytes(answer.body)
+
+
 async def fetch_logs(link: Link, resource: str, sink: LogSink, *, executor: concurrent.futures.Executor | None = None,
-                     fetched: Callable[[int, str, int], None] | None = None) -> None:
-    """Fetch until cancelled or until something is wrong; `fetched(nr, producer, pos)` is told each new position.
+                     fetched: Callable[[int, str, int], None] | None = None,
+                     enough: Callable[[], bool] = lambda: False) -> None:
+    """Fetch until `enough()`, until cancelled, or until something is wrong; `fetched(nr, producer, pos)` is told each
+    new position.
 
     Raises PeerError: SPLIT, MISSING, BEHIND (what the source says to our start), or how the connection ended; or what
     the sink raised. The link is the caller's to close."""
     stream = _Pull(link, sink, executor, fetched)
     await stream.open(resource)
-    while True:
+    while not enough():
         stream.take(await link.recv())
         # Everything that is already here goes into the same flush.
         while stream.next_log is None and stream.held < FEED and (frame := link.recv_nowait()) is not None:
@@ -318,15 +363,9 @@ class _Pull:
     async def open(self, resource: str) -> None:
         """Ask, and take the answer."""
         start = await run_blocking(self._executor, self._sink.start)
-        await self._link.send(Type.FETCH, {"resource": resource, **start.header()})
-        answer = wire.expect(await self._link.recv(self._link.timing.io_timeout), Type.FETCH_OK, Type.FETCH_NO)
-        if answer.type is Type.FETCH_NO:
-            reason, text = wire.parse_reason(answer.header)
-            raise PeerError(reason, f"{self._link.who}: {text}")
+        _, header = await ask(self._link, resource, start)
         if not start.log_id:
-            if len(answer.body) != HEADER_BLOCK:
-                raise wire.WireError("the header block of the log is missing")
-            await run_blocking(self._executor, self._sink.begin, start, bytes(answer.body))
+            await run_blocking(self._executor, self._sink.begin, start, header)
         self._nr, self._producer, self._pos = start.nr, start.producer, start.pos
 
     def take(self, frame: wire.Frame) -> None:

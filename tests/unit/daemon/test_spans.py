@@ -310,7 +310,7 @@ def test_what_lies_in_the_history_and_what_does_not(stage):
 
         async def check(*points):
             spans = PrimarySpans(host.gate, host.pins)
-            host.end.at = LogPos(1, HOST, 0)  # the streams' end may lag
+            host.end.set(LogPos(1, HOST, 0))  # the streams' end may lag
             found = await asyncio.get_running_loop().run_in_executor(None, spans.check, *points)
             pinned = host.pins.lowest()
             await spans.close()

@@ -12,7 +12,8 @@ import threading
 import zlib
 
 from marsx.base.errors import DamagedError
-from marsx.peer.fetch import Fed, FetchService, NextLog, Start, Verdict, fetch_logs
+from marsx.base.position import LogPos
+from marsx.peer.fetch import Fed, FetchService, NextLog, Offer, Start, Verdict, fetch_logs
 from marsx.peer.server import Peer
 from marsx.peer.wire import Reason
 
@@ -89,7 +90,9 @@ class Source:
         if start.log_id and (start.log_id, start.digest) != (log.id, log.digest(start.pos)):
             return Verdict(Reason.SPLIT, "history differs")
         self.pinned = True
-        return Verdict(header=log.header)
+        newest = self.logs[-1]
+        offer = Offer(log.durable, LogPos(newest.nr, newest.producer, newest.durable))
+        return Verdict(header=log.header, offer=offer)
 
     def read(self, nr, producer, pos, limit) -> bytes:
         with self.busy:

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from marsx.base.errors import DamagedError
+from marsx.base.position import LogPos
 from marsx.peer import fetch, wire
-from marsx.peer.fetch import CHUNK, FetchService, Start, fetch_logs
+from marsx.peer.fetch import CHUNK, FetchService, Offer, Start, fetch_logs
 from marsx.peer.wire import PeerError, Reason, Type
 from tests.unit.peer.memory_logs import BLOCK, PEER, RESOURCE, Sink, Source, Stream, group
 
@@ -268,7 +269,7 @@ def test_a_turn_to_the_next_log_is_made_before_what_came_right_behind_it(run, pe
         heads = [log.header for log in source.logs]
         left, right = await peers.link_pair()
         await _queue(right, peers, left, [
-            (Type.FETCH_OK, {}, heads[0]), (Type.FETCH_DATA, {"nr": 1, "pos": 0}, RAW),
+            (Type.FETCH_OK, OFFER, heads[0]), (Type.FETCH_DATA, {"nr": 1, "pos": 0}, RAW),
             (Type.FETCH_NEXT, {"nr": 2, "producer": "alpha", "end": len(RAW)}, heads[1]),
             (Type.FETCH_DATA, {"nr": 2, "pos": 0}, RAW[:4096]), (Type.FETCH_DATA, {"nr": 2, "pos": 4096}, RAW[4096:])])
         fetching = asyncio.create_task(fetch_logs(right, RESOURCE, sink))
@@ -279,7 +280,7 @@ def test_a_turn_to_the_next_log_is_made_before_what_came_right_behind_it(run, pe
         left2, right2 = await peers.link_pair()
         sink2 = Sink(source)
         await _queue(right2, peers, left2, [
-            (Type.FETCH_OK, {}), (Type.FETCH_NEXT, {"nr": 2, "producer": "alpha", "end": 0}, heads[1]),
+            (Type.FETCH_OK, OFFER), (Type.FETCH_NEXT, {"nr": 2, "producer": "alpha", "end": 0}, heads[1]),
             (Type.FETCH_DATA, {"nr": 2, "pos": 0}, RAW)])
         fetching = asyncio.create_task(fetch_logs(right2, RESOURCE, sink2))
         await peers.until(lambda: fetching.done() or len(sink2.logs) == 2 and sink2.logs[1].data == RAW)
@@ -289,6 +290,9 @@ def test_a_turn_to_the_next_log_is_made_before_what_came_right_behind_it(run, pe
         for link in (left, right, left2, right2):
             await link.close()
     run(work())
+
+
+OFFER = Offer(0, LogPos(2, "alpha", 0)).header()
 
 
 async def _queue(right, peers, left, frames) -> None:

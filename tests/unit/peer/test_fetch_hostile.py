@@ -7,8 +7,9 @@ import random
 import pytest
 
 from marsx.base.errors import DamagedError, NotFoundError
+from marsx.base.position import LogPos
 from marsx.peer import wire
-from marsx.peer.fetch import FetchService, Start, fetch_logs
+from marsx.peer.fetch import FetchService, Offer, Start, fetch_logs
 from marsx.peer.wire import Type
 from tests.unit.peer.memory_logs import BLOCK, PEER, RESOURCE, Sink, Source, Stream, group
 
@@ -111,12 +112,18 @@ def _answers(*frames):
 
 
 RAW = group(random.Random(1), 9000)
-OK = (Type.FETCH_OK, {}, bytes(BLOCK))
+OFFER = Offer(0, LogPos(1, "alpha", 0)).header()
+OK = (Type.FETCH_OK, OFFER, bytes(BLOCK))
 
 
 @pytest.mark.parametrize("frames", [
-    [(Type.FETCH_OK, {}, b"")],
-    [(Type.FETCH_OK, {}, bytes(BLOCK - 1))],
+    [(Type.FETCH_OK, OFFER, b"")],
+    [(Type.FETCH_OK, OFFER, bytes(BLOCK - 1))],
+    [(Type.FETCH_OK, {}, bytes(BLOCK))],
+    [(Type.FETCH_OK, {**OFFER, "end": -1}, bytes(BLOCK))],
+    [(Type.FETCH_OK, {**OFFER, "newest": "log-000000001-alpha,0"}, bytes(BLOCK))],
+    [(Type.FETCH_OK, {**OFFER, "newest": {"nr": 1, "producer": "../x", "pos": 0}}, bytes(BLOCK))],
+    [(Type.FETCH_OK, {**OFFER, "newest": {"nr": 0, "producer": "alpha", "pos": 0}}, bytes(BLOCK))],
     [(Type.FETCH_DATA, {"nr": 1, "pos": 0}, RAW)],
     [OK, (Type.FETCH_DATA, {"nr": 1, "pos": 4096}, RAW)],
     [OK, (Type.FETCH_DATA, {"nr": 2, "pos": 0}, RAW)],
@@ -129,7 +136,7 @@ OK = (Type.FETCH_OK, {}, bytes(BLOCK))
     [OK, (Type.FETCH_NEXT, {"nr": 2, "producer": "../b", "end": 0}, bytes(BLOCK))],
     [OK, (Type.FETCH_NEXT, {"nr": 2, "producer": "beta", "end": 0}, bytes(BLOCK - 1))],
     [OK, (Type.SYNC_DATA, {}, b"x")],
-    [OK, (Type.FETCH_OK, {}, bytes(BLOCK))],
+    [OK, OK],
 ])
 def test_a_source_that_breaks_the_order_is_left(run, peers, frames):
     async def work():
