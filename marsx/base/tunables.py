@@ -58,6 +58,8 @@ _TABLE = (
     Tunable("sync_fly", 8, "spans", 1, 256, "spans asked for at once"),
     Tunable("copy_timeout", 180, "s", 1, 10**6, "a span not answered by then: connect again"),
     # Cluster and network.
+    Tunable("start_patience_s", 5, "s", 0, 3600,
+            "after its start a primary waits so long at most for what members that can be reached know of it"),
     Tunable("max_lamport_future", 2592000, "s", 60, _BIG, "a stamp that far ahead of all clocks is not believed"),
     Tunable("mars_port", 7777, "", 1, 65535, "TCP port; counts when marsd starts"),
     Tunable("network_io_timeout", 30, "s", 1, 10**6, "deadline of every wait on the network"),

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from marsx.base import messages
 from marsx.base.errors import MarsError, NotFoundError
 from marsx.base.position import LogPos
 from marsx.daemon import logcopy
+from marsx.daemon.activity import Activity
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import Stock
 from marsx.daemon.replica import step_back
@@ -32,35 +32,6 @@ from marsx.volume.replay import Replayer
 
 LOG = messages.get("daemon.consumer")
 RETRY_MIN, RETRY_MAX = 0.2, 5.0
-
-
-class Activity:
-    """A task that can be stopped, and whose end is awaited."""
-
-    def __init__(self) -> None:
-        self.key = ""
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def running(self) -> bool:
-        return self._task is not None and not self._task.done()
-
-    def start(self, key: str, coroutine: Coroutine[Any, Any, None], name: str) -> None:
-        self.key = key
-        self._task = asyncio.create_task(coroutine, name=name)
-        self._task.add_done_callback(_report)
-
-    async def stop(self) -> None:
-        task, self._task, self.key = self._task, None, ""
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """An activity ends by itself or is cancelled; anything else is a bug that must be seen."""
-    if not task.cancelled() and task.exception() is not None:
-        LOG.error("%s ended with an unexpected error", task.get_name(), exc_info=task.exception())
 
 
 class _InOrder:
@@ -115,6 +86,7 @@ class Consumer:
         self.replayer: Replayer | None = None
         self.bound = ReplayBound()
         self.trouble = ""
+        self.damaged = False  # the trouble is a log that replay cannot read: recovery says what it is
         self.missing_log = False
         self.parted = False  # the source says split, and our copy is an empty log
         self.progress: dict[str, float] = {}
@@ -166,7 +138,7 @@ class Consumer:
 
     def _replay_ended(self) -> None:
         if self.replayer is not None and self.replayer.error:
-            self.trouble = self.replayer.error
+            self.trouble, self.damaged = self.replayer.error, self.replayer.damaged
         self.changed()
 
     async def stop_replay(self) -> None:

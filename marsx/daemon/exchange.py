@@ -168,6 +168,8 @@ class Exchange:
         self._queues: dict[str, asyncio.Queue[list[str]]] = {}
         self.heard: dict[str, float] = {}  # host -> monotonic time of the last word of itself
         self.reachable: set[str] = set()  # hosts that our own link to is up
+        self.answered: set[str] = set()  # hosts that have told all they know, or did not answer our first call
+        self._calls: dict[str, asyncio.Event] = {}
         self.states: dict[str, str] = {}  # host -> text for people
         self.latency: dict[str, float] = {}
         store.on_change(self._changed)
@@ -218,8 +220,18 @@ class Exchange:
             except Exception as err:
                 LOG.exception("the link to %s failed", host)
                 self._state(host, f"NOT connected {host}: unexpected error: {err!r}")
-            await asyncio.sleep(pause)
+            self._answered(host)
+            called = self._calls.setdefault(host, asyncio.Event())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await called.wait()
+            called.clear()
             pause = min(pause * 2, RETRY_MAX)
+
+    def _answered(self, host: str) -> None:
+        if host not in self.answered:
+            self.answered.add(host)
+            self._on_peers()
 
     def _hang_up(self, host: str, queue: asyncio.Queue[list[str]]) -> None:
         """This link is over; a link to another address of the host may be up already."""
@@ -305,6 +317,7 @@ class Exchange:
         host, expected = peer.host, 0
         unit: list[Entry] = []
         self._intake.begin(host)
+        self._calls.setdefault(host, asyncio.Event()).set()  # it is up: no need to wait before we call
         try:
             while True:
                 frame = wire.expect(await link.recv(), Type.TREE_FULL, Type.TREE_BATCH)
@@ -319,6 +332,7 @@ class Exchange:
                 if frame.header.get("more") is not True:
                     self._intake.take(host, unit)
                     unit = []
+                    self._answered(host)
                 await link.send(Type.TREE_ACK, {"seq": seq, "sent": frame.header.get("sent")})
         finally:
             self._intake.end(host)

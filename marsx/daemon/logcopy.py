@@ -57,9 +57,14 @@ class LogCopy:
     # ---- peer.fetch.LogSink ----
 
     def start(self) -> Start:
+        if self.header is not None:
+            self._open()
+        return self.where()
+
+    def where(self) -> Start:
+        """Where a stream would begin now."""
         if self.header is None:
             return Start(self.at.nr, self.at.producer, 0)
-        self._open()
         return Start(self.at.nr, self.at.producer, self.at.pos, self.header.log_id.hex(), self.digest)
 
     def begin(self, start: Start, header: bytes) -> None:

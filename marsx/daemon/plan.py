@@ -50,6 +50,8 @@ class Local:
     role_durable: bool = True  # `primary` is durable in the own tree (rule 21)
     never_had_log: bool = False
     clock_problem: str = ""  # why the own clock cannot be trusted (rule 25)
+    hold: str = ""  # what has to be cleared up before this host writes or grants (rule 22)
+    ahead: str = ""  # who has more of this host's own log
 
 
 @dataclass
@@ -105,7 +107,7 @@ def waiting_hosts(view: View, resource: str, host: str) -> list[str]:
 def grant_to(view: View, resource: str, host: str, local: Local) -> str:
     """To whom `host`, which is not primary, passes the right to write on now; "" for nobody. See the module."""
     right, designated = right_holder(view, resource), view.designated(resource)
-    if right is None or right.host != host or designated == host or not _at_the_end(right, local):
+    if right is None or right.host != host or designated == host or local.hold or not _at_the_end(right, local):
         return ""
     waiting = waiting_hosts(view, resource, host)
     if designated:
@@ -169,6 +171,8 @@ def _why_not(view: View, resource: str, host: str, local: Local) -> str:
     """Why the designated primary cannot begin yet, or ""."""
     if local.clock_problem:
         return local.clock_problem
+    if local.hold and not _forced(view, resource, host):
+        return local.hold
     allowed, why = may_produce(view, resource, host, local)
     if allowed and not view.consistent(resource, host) and not _forced(view, resource, host):
         return "this replica is not consistent"
@@ -198,9 +202,11 @@ def _plan_secondary(view: View, resource: str, host: str, local: Local, want: Pl
 
 
 def _fetch_source(view: View, resource: str, host: str, local: Local) -> str:
-    """The preferred connected host (facts 7.5): the list of connect-H, else the primary, else the producer of the
-    newest log, else anyone."""
+    """Who has more of our own log; else the preferred connected host (facts 7.5): the list of connect-H, else the
+    primary, else the producer of the newest log, else anyone."""
     members = [other for other in view.members(resource) if other != host and other in local.connected]
+    if local.ahead in members:
+        return local.ahead
     listed = [other for other in view.connect_pref(resource, host) if other in members]
     if listed:
         return listed[0]

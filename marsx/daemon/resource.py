@@ -20,6 +20,7 @@ from marsx.base import disk, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError, PreconditionError
 from marsx.base.position import LogPos
 from marsx.daemon import logsource, replica
+from marsx.daemon.comeback import Comeback
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.facts import Publisher
 from marsx.daemon.plan import Local, Plan, grant_to, plan
@@ -31,7 +32,8 @@ from marsx.peer.sync import sync_resource
 from marsx.peer.syncparts import SyncRestart
 from marsx.peer.wire import PeerError
 from marsx.tree import paths
-from marsx.tree.roles import newest_log, right_holder
+from marsx.tree.roles import right_holder
+from marsx.tree.view import View
 from marsx.volume.env import Env
 
 LOG = messages.get("daemon.resource")
@@ -53,6 +55,8 @@ class Runner:
         self.producer: Producer | None = None
         self.consumer: Consumer | None = None
         self.trouble = ""
+        self.back = Comeback(site, resource, self._directory(), self.kick)
+        self._looked_at: LogPos | None = None  # where replay found a damaged log last
         self.busy: list[str] = []
         self.stopped = False
         self._wake = asyncio.Event()
@@ -88,6 +92,7 @@ class Runner:
             except asyncio.CancelledError:
                 raise
             except (DamagedError, NotFoundError) as err:
+                self.back.note(err)
                 self._set_trouble(f"{err.text}. {err.hint}" if err.hint else err.text)
             except (MarsError, OSError, ConnectionError) as err:
                 LOG.info("%s: %s", self.resource, err)
@@ -131,6 +136,9 @@ class Runner:
         copy = consumer.copy if consumer else None
         primary_rel = paths.primary(self.resource)
         slots = self.site.sync_slots(self.resource)
+        hold, ahead = "", ""
+        if producer is None and self.disk_fd >= 0 and self.resource not in self.site.kept:
+            hold, ahead = self.back.holds(self.site.view(), copy)
         return Local(
             attached=self.disk_fd >= 0,
             primary=producer is not None,
@@ -146,6 +154,8 @@ class Runner:
             role_durable=self.site.store.is_durable(primary_rel),
             never_had_log=self._is_first(),
             clock_problem=self.site.lamport.clock_problem(),
+            hold=hold,
+            ahead=ahead,
         )
 
     def _is_first(self) -> bool:
@@ -178,8 +188,11 @@ class Runner:
             return await self.detach()
         if want.attach and self.disk_fd < 0:
             return await self._attach()
+        if self.back.damage is not None and self._env is not None and self.disk_fd >= 0:
+            self.back.start_healing(self._env, self._set_trouble, self._healed)
         if self.disk_fd >= 0 and self.producer is None and self.consumer is None and not self.trouble:
             return await self._recover()
+        self._judge(view)
         kept = self.resource in self.site.kept and self.consumer is not None
         if (want.primary or kept) and self.producer is None and self.disk_fd >= 0:
             return await self._become_primary()
@@ -188,6 +201,22 @@ class Runner:
         if self.consumer is not None:
             return await self._secondary(want)
         return False
+
+    async def _healed(self) -> None:
+        """The log is whole again as far as somebody had it: look again."""
+        async with self._turn:
+            if self.producer is not None:
+                self.site.restart(f"the log of {self.resource} was healed under its device")
+            self.trouble = ""
+            self.site.say(self.resource, "err-resource", "")
+        self.kick()
+
+    def _judge(self, view: View) -> None:
+        """What others remember of this host must lie within what is here (rule 22)."""
+        if self.producer is not None and self.stock.end is not None:
+            self.back.judge(view, self.stock.end.at, serving=True)
+        elif self.consumer is not None and self.consumer.copy is not None and not self.trouble:
+            self.back.judge(view, self.consumer.copy.at)
 
     def _say_reasons(self, want: Plan, local: Local) -> None:
         self.site.say(
@@ -241,6 +270,7 @@ class Runner:
         return True
 
     async def detach(self) -> bool:
+        await self.back.stop()
         await self.stop_consumer()
         os.close(self.disk_fd)
         self.disk_fd = -1
@@ -261,17 +291,6 @@ class Runner:
             await consumer.stop()
             self._facts({"is-copying": "0", "is-replaying": "0", "is-syncing": "0"})
 
-    def known_durable(self, nr: int, producer: str) -> int:
-        """POS of a log that version links call durable: everybody's for own logs, the own one for others' (rule 5)."""
-        view = self.site.view()
-        hosts = view.members(self.resource) if producer == self.site.host else (self.site.host,)
-        best = 0
-        for host in {*hosts, self.site.host}:
-            version = view.version(self.resource, host, nr)
-            if version is not None and version.end.pos.producer == producer:
-                best = max(best, version.end.pos.pos)
-        return best
-
     def _position(self) -> tuple[LogPos, str]:
         replay = self.site.view().replay(self.resource, self.site.host)
         if replay is None:
@@ -282,35 +301,26 @@ class Runner:
         return replay.pos, self.publisher.digest_hint(replay.pos)
 
     async def _recover(self) -> bool:
-        """Find out what disk and logs hold. A primary that only restarts skips this: its own recovery does it."""
+        """Find out what disk and logs hold. A primary whose device is there skips this: its own recovery does it."""
         at, digest = self._position()
         assert self._env is not None
         consumer = Consumer(
             self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
         )
-        view = self.site.view()
-        nr, producer = newest_log(view, self.resource)
         # The device that outlived a worker is served before anything else, whoever is to be primary by now.
-        kept = self.resource in self.site.kept
-        right = right_holder(view, self.resource)
-        known = producer == self.site.host and bool(digest or right is None or right.mark is None)
-        if kept or (view.designated(self.resource) == self.site.host and (known or self._is_first())):
+        if self.resource in self.site.kept or self._is_first():
             consumer.at, consumer.digest = at, digest
         else:
             try:
-                await consumer.recover(at, digest, self._known_in_thread())
+                await consumer.recover(at, digest, self.back.known_durable())
             except NotFoundError as err:
-                if view.sync_rest(self.resource, self.site.host) <= 0:
+                if self.site.view().sync_rest(self.resource, self.site.host) <= 0:
                     raise
                 return await self._restart_sync(err.text)
             self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
+            self.back.recovered()
         self.consumer = consumer
         return True
-
-    def _known_in_thread(self):  # type: ignore[no-untyped-def]
-        """known_durable for use in the executor: looked up now, on the loop."""
-        table = {(e.nr, e.producer): self.known_durable(e.nr, e.producer) for e in reader.list_logs(self._directory())}
-        return lambda nr, producer: table.get((nr, producer), 0)
 
     def _changed(self) -> None:
         self.site.forget_view()
@@ -320,16 +330,17 @@ class Runner:
 
     async def _become_primary(self) -> bool:
         at, digest, first = *self._where(), self._is_first()
-        self._check_memory()
+        if older := self.back.older(self.site.view()):
+            raise DamagedError(older)
         await self.stop_consumer()
         self._env = self._make_env()
         if not first:
-            known = self._known_in_thread()
+            known = self.back.known_durable()
             at, digest = await self.site.blocking(replica.step_back, self._env, self.publisher, at, digest, known)
         producer = Producer(
             self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
         )
-        await producer.start(at, digest, self._known_in_thread(), first)
+        await producer.start(at, digest, self.back.known_durable(), first)
         self.producer = producer
         assert producer.primary.header is not None
         self._facts({"is-primary": "1", "if-on": "1", "is-attached": "1", "is-replaying": "0", "open-count": "0"})
@@ -342,17 +353,6 @@ class Runner:
         LOG.info("%s: primary here, log %s", self.resource, producer.primary.header.name)
         self.site.forget_view()
         return True
-
-    def _check_memory(self) -> None:
-        """No new log while a higher one of our own is known that is not here: this host was set back to an older state
-        (rules 21, 22)."""
-        nr, producer = newest_log(self.site.view(), self.resource)
-        here = {(entry.nr, entry.producer) for entry in reader.list_logs(self._directory())}
-        if producer == self.site.host and nr and (nr, producer) not in here:
-            raise DamagedError(
-                f"the other hosts know log {nr} of this host, but it is not here: this is an older state of the host",
-                f"make another host primary, then here: marsadm invalidate {self.resource}",
-            )
 
     def _where(self) -> tuple[LogPos, str]:
         assert self.consumer is not None and self.consumer.at is not None
@@ -411,6 +411,10 @@ class Runner:
     async def _secondary(self, want: Plan) -> bool:
         consumer = self.consumer
         assert consumer is not None
+        if consumer.damaged and self._looked_at != consumer.at:
+            self._looked_at = consumer.at
+            await self.stop_consumer()
+            return True
         if stale_sync(self.site.view(), self.resource, self.site.host):
             self.site.say(
                 self.resource, "inf-sync-start", "the history has parted below syncpos: the sync begins again"
@@ -420,7 +424,7 @@ class Runner:
         if consumer.copy is None:
             if want.primary or self.trouble:
                 return False
-            await consumer.recover(*self._where(), self._known_in_thread())
+            await consumer.recover(*self._where(), self.back.known_durable())
         if (
             not want.sync_from
             and consumer.sync.running
@@ -449,7 +453,7 @@ class Runner:
             self._facts({"is-syncing": "1"})
         if consumer.parted:
             await consumer.stop()
-            await consumer.recover(*self._where(), self._known_in_thread())
+            await consumer.recover(*self._where(), self.back.known_durable())
             return True
         if consumer.missing_log and want.sync_from:
             return await self._restart_sync("the source has not got the log any more that was due")
@@ -514,12 +518,13 @@ class Runner:
     async def begin_anew(self, at: LogPos) -> None:
         """This replica knows nothing any more: logs aside, sync from 0, replay from `at`. In the resource's turn."""
         await self.stop_consumer()
+        await self.back.forget()
         self.trouble = ""
         self.publisher.drop_hint()
         # First syncstatus = 0: a crash in between leaves an unfinished sync, which begins again by itself.
         self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at), durable=True)
         replica.set_logs_aside(self.site, self.resource)
-        for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync"):
+        for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal"):
             self.site.say(self.resource, key, "")
         self.site.forget_view()
 
@@ -585,6 +590,7 @@ class Runner:
                     await self.producer.close()
                 self.producer = None
                 self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
+            await self.back.stop()
             await self.stop_consumer()
             if self.disk_fd >= 0:
                 os.close(self.disk_fd)

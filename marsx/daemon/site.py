@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 @dataclass
 class Site:
-    """See the module. `kept`: devices that the keeper held when the worker started (name -> descriptor count)."""
+    """See the module. `kept`: devices that the keeper held when the worker started (name -> descriptor count).
+    `answered`: hosts that have told their whole tree, or have failed to answer our first call. `restart(why)`: end this
+    worker, the keeper starts another one."""
 
     paths: Paths
     host: str
@@ -41,6 +43,9 @@ class Site:
     kick: Callable[[], None]
     sync_slots: Callable[[str], int]
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answered: Callable[[], set[str]] = set
+    restart: Callable[[str], None] = print
+    started: float = field(default_factory=time.monotonic)
     shutting_down: bool = False
     _view: View | None = None
 

@@ -111,6 +111,8 @@ class Worker:
             self._kick_all,
             self._sync_slots,
             kept,
+            lambda: self.exchange.answered,
+            self._restart,
         )
         self.start_service = commands.StartService(self)
         self.tokens = TokenStore.of(where)
@@ -318,11 +320,25 @@ class Worker:
         self._kick_all()
 
     def _foreign_own(self, sender: str, entries: list[Entry]) -> None:
-        """Others hold newer facts of ours (rule 22). The clock is past them already: what we know is said again."""
-        again = [(e.rel, value) for e in entries if (value := self.store.get(e.rel))]
-        LOG.info("%s held %d newer facts of this host; they are said again as they are here", sender, len(entries))
+        """Others hold newer facts of ours (rule 22). The clock is past them already: what we know is said again;
+        positions when it is known that they lie within what is here."""
+        LOG.info("%s held %d newer facts of this host", sender, len(entries))
+        again = []
+        for entry in entries:
+            name = paths.parse(entry.rel)
+            is_position = name is not None and name.kind in ("version", "replay")
+            runner = self.runners.get(name.resource) if name is not None and is_position else None
+            if runner is not None:
+                runner.back.claim(entry)
+            elif value := self.store.get(entry.rel):
+                again.append((entry.rel, value))
         if again:
             self.store.put_many(again, restamp=True)
+
+    def _restart(self, why: str) -> None:
+        """A new worker takes over from the keeper: nothing acknowledged is lost, applications only wait (rule 11)."""
+        LOG.error("this worker ends, another one takes over: %s", why)
+        os._exit(1)
 
     def _sync_slots(self, resource: str) -> int:
         limit = self.settings.get("sync_limit") or self.site.view().sync_limit(self.host)

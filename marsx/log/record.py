@@ -268,6 +268,12 @@ def group_digest_after(block: bytes, header: FileHeader, pos: int, end: int) -> 
     return marssum.xxh3_128(block).hex()
 
 
+def is_of(block: bytes, header: FileHeader) -> bool:
+    """Does a group's header block say that it belongs to this log? Nothing else is checked here."""
+    fields = GROUP_FIELDS.unpack_from(block)
+    return (fields[4], fields[5]) == (header.log_id, header.nr)
+
+
 def group_numbers(block: bytes | memoryview) -> tuple[int, int]:
     """(group number, number of the first record) as a group's header block says them; nothing is checked here."""
     fields = GROUP_FIELDS.unpack_from(block)
@@ -275,6 +281,14 @@ def group_numbers(block: bytes | memoryview) -> tuple[int, int]:
 
 
 _FETCH_IT = "if a peer has this log, remove the file and let marsd fetch it; else invalidate this replica"
+
+
+def is_rotten(block: bytes) -> bool:
+    """No header block of any version: what stands there was never written by anybody."""
+    if len(block) < BLOCK or block[:8] != FILE_MAGIC:
+        return True
+    stored, = struct.unpack_from("<I", block, _CRC_AT)
+    return marssum.crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored
 
 
 def _check_block(block: bytes) -> None:

@@ -9,6 +9,9 @@
        groups is written at once, and a power cut may leave the last of them without the first
     4. a digest that was handed in is believed only when the log confirms it: the group behind the position, the group
        before it, or the successor's header
+
+What is not as it has to be is told as a Damage when others may have the same log whole: up to where it is sound here,
+and how far it is known to go on. Nothing is changed then.
 """
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from marsx.base import durable
-from marsx.base.errors import DamagedError
-from marsx.base.position import LogPos
-from marsx.log import reader, writer
+from marsx.base.errors import DamagedError, NotFoundError
+from marsx.base.position import LogPos, log_name
+from marsx.log import reader, record, writer
 from marsx.log.reader import COLLECT_NOTHING, COLLECT_UNIQUES, NORMAL_AFTER_CRASH, ScanResult
 from marsx.log.record import BLOCK, FileHeader
 from marsx.volume.env import Env
+
+HINT = "fetch the log from a peer that has it, or invalidate this replica"
 
 
 @dataclass
@@ -47,12 +52,50 @@ class Recovered:
 KnownDurable = Callable[[int, str], int]
 
 
+@dataclass(frozen=True)
+class Damage:
+    """A log that is not whole here. `header` None: not even that (or no file at all), then pos = 0. `digest` and the
+    numbers belong to `pos`, up to which it is sound (group None: not known). `due`: POS that it is known to have
+    reached."""
+
+    path: str
+    nr: int
+    producer: str
+    header: FileHeader | None = None
+    pos: int = 0
+    digest: str = ""
+    group: int | None = 0
+    record: int = 0
+    device_size: int = 0
+    due: int = 0
+
+    @property
+    def good(self) -> LogPos:
+        return LogPos(self.nr, self.producer, self.pos)
+
+
+class LogDamaged(DamagedError):
+    """A log that others may have whole."""
+
+    def __init__(self, text: str, hint: str, damage: Damage) -> None:
+        super().__init__(text, hint)
+        self.damage = damage
+
+
+class LogMissing(NotFoundError):
+    """A log of the history is not here; others may have it."""
+
+    def __init__(self, text: str, hint: str, damage: Damage) -> None:
+        super().__init__(text, hint)
+        self.damage = damage
+
+
 def recover(env: Env, at: LogPos, at_digest: str, known_durable: KnownDurable, *,
             uniques: bool = False) -> list[Recovered]:
     """The logs that hold the history from `at` on, oldest first. `at_digest` may be "" (then it is found by reading
     the log from its beginning). known_durable(nr, producer): POS that version links call durable. DamagedError,
     NotFoundError name what is wrong."""
-    chain = writer.chain_from(env.directory, at, env.uuid, env.resource, env.host)
+    chain = _chain(env, at)
     done: list[Recovered] = []
     try:
         for log in chain:
@@ -70,19 +113,55 @@ def close_all(logs: list[Recovered]) -> None:
         os.close(log.fd)
 
 
+def _chain(env: Env, at: LogPos) -> list[writer.LogFile]:
+    """`writer.chain_from`, with the log named that is in the way."""
+    try:
+        return writer.chain_from(env.directory, at, env.uuid, env.resource, env.host)
+    except NotFoundError as err:
+        nr, producer = _missing(env, at)
+        path = os.path.join(env.directory, log_name(nr, producer))
+        raise LogMissing(err.text, err.hint, Damage(path, nr, producer)) from err
+    except DamagedError as err:
+        for entry in reader.list_logs(env.directory):
+            if entry.nr >= at.nr and _is_rotten(entry.path):
+                text = f"{entry.path} is damaged at its beginning: the header block is gone"
+                raise LogDamaged(text, HINT, Damage(entry.path, entry.nr, entry.producer)) from err
+        raise
+
+
+def _missing(env: Env, at: LogPos) -> tuple[int, str]:
+    """The log from `at` on that is not here although it is there or leads to one that is."""
+    entries = [entry for entry in reader.list_logs(env.directory) if entry.nr >= at.nr]
+    here = {(entry.nr, entry.producer) for entry in entries}
+    if (at.nr, at.producer) in here:
+        for entry in entries:
+            with reader.open_log(entry.path, env.uuid, env.resource) as log:
+                pred = log.header.pred
+            if pred is not None and pred.nr >= at.nr and (pred.nr, pred.producer) not in here:
+                return pred.nr, pred.producer
+    return at.nr, at.producer
+
+
+def _is_rotten(path: str) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return record.is_rotten(reader.read_block(fd, 0))
+    finally:
+        os.close(fd)
+
+
 def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_durable: KnownDurable,
                  collect: int) -> Recovered:
     fd = os.open(log.path, os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         durable.overwrite(fd, b"", 0, log.path)             # an overwrite of nothing is the fdatasync
-        _check_start(fd, log, start)
-        if start and not digest:
+        known = known_durable(log.nr, log.producer) if log.end is None else 0
+        if start and (not digest or not _reaches(fd, start)):
             digest = _digest_at(fd, log, start)
         digest = digest or log.header.digest0
-        known = known_durable(log.nr, log.producer) if log.end is None else 0
-        result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, known_durable=known,
-                             collect=collect, look=None if log.producer == env.host else 0)
-        _judge(log, result)
+        result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, collect=collect,
+                             known_durable=known, look=None if log.producer == env.host else 0)
+        _judge(log, result, start, known)
         if log.end is None and not result.groups and digest != reader.digest_behind(fd, log.header, start):
             raise DamagedError(f"{log.path} does not confirm the digest known at the replay position {start}",
                                "remove local-HOST/position-RESOURCE and try again; else invalidate this replica")
@@ -92,37 +171,50 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
     return Recovered(fd, log.path, log.header, start, digest, result.end, result.digest, log.end is None, result)
 
 
-def _check_start(fd: int, log: writer.LogFile, start: int) -> None:
+def _reaches(fd: int, start: int) -> bool:
     """The disk holds everything before `start`, and that was durable in the log first: a log that ends earlier has lost
     bytes, however well it ends."""
-    if start % BLOCK or start > os.fstat(fd).st_size - BLOCK:
-        raise DamagedError(f"{log.path} is damaged: it does not reach the replay position {start}",
-                           "fetch the log from a peer that has it, or invalidate this replica")
+    return start % BLOCK == 0 and start <= os.fstat(fd).st_size - BLOCK
 
 
 def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:
-    found = reader.digest_at(fd, log.header, pos)
-    if found is None:
-        raise DamagedError(f"{log.path}: the replay position {pos} is not the end of a valid group",
-                           "invalidate this replica; if it is the only one, see the manual on damaged logs")
-    return found
+    result = reader.scan(fd, log.header, limit=pos, look=0)
+    if result.end == pos:
+        return result.digest
+    text = f"{log.path}: the replay position {pos} is not the end of a valid group"
+    if result.reason == "limit":
+        raise DamagedError(text, "invalidate this replica; if it is the only one, see the manual on damaged logs")
+    raise LogDamaged(f"{text}: damaged {result.detail}", HINT, _damage(log, result, 0, max(pos, log.end or 0)))
 
 
-def _judge(log: writer.LogFile, result: ScanResult) -> None:
+def _damage(log: writer.LogFile, result: ScanResult, start: int, due: int) -> Damage:
+    group = result.next_group if result.groups or not start else None
+    return Damage(log.path, log.nr, log.producer, log.header, result.end, result.digest, group, result.next_record,
+                  result.device_size, due)
+
+
+def _judge(log: writer.LogFile, result: ScanResult, start: int, known: int) -> None:
     """May we believe that the log ends where the scan ended?"""
-    hint = "fetch the log from a peer that has it, or invalidate this replica"
     if log.end is not None:
         if result.end != log.end:
-            raise DamagedError(f"{log.path} is damaged {result.detail} (it has to end at {log.end})", hint)
+            text = f"{log.path} is damaged {result.detail} (it has to end at {log.end})"
+            if result.reason in ("limit", "unknown"):
+                raise DamagedError(text, HINT)
+            raise LogDamaged(text, HINT, _damage(log, result, start, log.end))
         if log.end_digest and result.digest != log.end_digest:
-            raise DamagedError(f"{log.path} is not the log that its successor follows: other contents", hint)
+            raise DamagedError(f"{log.path} is not the log that its successor follows: other contents", HINT)
+    elif result.reason in ("corrupt", "gap"):
+        due = max(known, result.durable_hint)
+        behind = f"; {due - result.end} bytes behind it were durable" if due > result.end else ""
+        text = f"{log.path} is damaged ({result.reason}) {result.detail}{behind}"
+        raise LogDamaged(text, HINT, _damage(log, result, start, due))
     elif result.reason not in NORMAL_AFTER_CRASH:
-        raise DamagedError(f"{log.path} is damaged ({result.reason}) {result.detail}", hint)
+        raise DamagedError(f"{log.path} is damaged ({result.reason}) {result.detail}", HINT)
 
 
 def empty_end(env: Env, at: LogPos, known_durable: KnownDurable) -> FileHeader | None:
     """The newest log of the history from `at` on, if it is empty for sure (not damaged) and can be withdrawn."""
-    newest = writer.chain_from(env.directory, at, env.uuid, env.resource, env.host)[-1]
+    newest = _chain(env, at)[-1]
     if not may_withdraw(env, newest.header):
         return None
     with reader.open_log(newest.path, env.uuid, env.resource) as log:

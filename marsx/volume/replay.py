@@ -48,6 +48,7 @@ class Replayer:
         self.digest = digest
         self.on_progress = on_progress
         self.error = ""
+        self.damaged = False                # by a log that does not hold what fetch had verified
         self._wake = threading.Condition()
         self._fetched = at
         self._bound: LogPos | None = None
@@ -89,7 +90,7 @@ class Replayer:
                 window = window or marsreplay.Window(self.env.window_bytes)
                 self._step(window)
         except (OSError, MarsError, ValueError) as err:
-            self.error = f"replay stopped: {err}"
+            self.error, self.damaged = f"replay stopped: {err}", isinstance(err, DamagedError)
             self.env.on_trouble(self.error)
         finally:
             if self._log is not None:

@@ -1,6 +1,10 @@
 """Hosts that come back: cut off, killed, with and without data of their own, with damaged logs (rules 5, 7, 18, 21,
 22)."""
 
+import os
+import shutil
+from pathlib import Path
+
 from tools import loops, scenario
 from tools.hosts import MIB, Host
 
@@ -154,3 +158,205 @@ def test_restarts_of_an_idle_primary(pair):
     b.run(WRITE)
     scenario.wait_equal(b, a, "data")
     never_split(a, b)
+
+
+class Old:
+    """An older state of a host: its resource's tree and logs, and its data device. marsd is down."""
+
+    def __init__(self, host: Host, where: Path) -> None:
+        self.host, self.mars, self.disk = host, where / "mars", where / "data.img"
+        shutil.copytree(host.path("/mars/resource-data"), self.mars, symlinks=True)
+        host.run(["sync"])
+        self.disk.write_bytes(host.data.file.read_bytes())
+
+    def restore(self) -> None:
+        """As from a backup."""
+        there = self.host.path("/mars/resource-data")
+        shutil.rmtree(there)
+        shutil.copytree(self.mars, there, symlinks=True)
+        with open(self.host.data_device, "r+b") as disk:
+            disk.write(self.disk.read_bytes())
+            os.fsync(disk.fileno())
+
+
+def log_file(host: Host, number: int = -1) -> Path:
+    """One of the host's log files, the newest first."""
+    return host.path(f"/mars/resource-data/{logs(host)[number]}")
+
+
+def rewind(host: Host) -> None:
+    """The disk position of a host without marsd goes back to the beginning of its oldest log: replaying again what is
+    there already changes nothing."""
+    link = host.path(f"/mars/resource-data/replay-{host.name}")
+    link.unlink()
+    link.symlink_to(f"{logs(host)[0]},0,0")
+    for hint in host.path("/mars").glob("local-*/position-data"):
+        hint.unlink()
+
+
+def rot(path: Path, share: float = 0.5) -> int:
+    """Turn one bit over, about at this share of what is written; where."""
+    with open(path, "r+b") as file:
+        at = 4096 + int((os.fstat(file.fileno()).st_size - 4096) * share) // 4096 * 4096
+        file.seek(at)
+        while not any(block := file.read(4096)):
+            at -= 65536
+            file.seek(at)
+        file.seek(at + 77)
+        file.write(bytes([block[77] ^ 4]))
+        os.fsync(file.fileno())
+    return at
+
+
+def spoil_header(path: Path) -> None:
+    """The header block is gone."""
+    with open(path, "r+b") as file:
+        file.write(os.urandom(4096))
+        os.fsync(file.fileno())
+
+
+def fetched(primary: Host, secondary: Host) -> bool:
+    """Whether the secondary has all that the primary has published."""
+    newest = scenario.Version.newest(primary, "data")
+    return scenario.published(primary, "data") and newest == scenario.Version.newest(secondary, "data")
+
+
+def messages(host: Host, key: str) -> str:
+    """A message of the host about the resource."""
+    return host.link(f"resource-data/actual-{host.name}/msg-{key}")
+
+
+def filled(pair, **options):
+    """Hosts a and b with the same contents, out of one log of a."""
+    hosts = pair(data_size=32 * MIB, **options)
+    a, b = hosts
+    for _ in range(3):
+        a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+    return hosts
+
+
+def test_rotten_log_of_the_primary_is_healed(pair):
+    """Rule 5: one bit in the middle of the newest log, found at start: not dropped as a torn tail, but fetched from b;
+    then the primary goes on by itself."""
+    hosts = filled(pair)
+    a, b = hosts
+    before = contents(a)
+    kill(a)
+    rewind(a)
+    sound = log_file(a).read_bytes()
+    rot(log_file(a))
+    name = logs(a)[-1]
+    a.marsd_start()
+    scenario.wait_device(a, "data")
+    assert log_file(a, logs(a).index(name)).read_bytes().rstrip(b"\0") == sound.rstrip(b"\0")
+    assert "came back from b" in messages(a, "inf-heal"), a.cluster.dump()
+    assert not list(a.path("/mars/resource-data").glob(".damaged-*"))
+    assert contents(a) == before
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+    never_split(a, b)
+
+
+def test_rotten_log_waits_for_a_member_that_has_it(pair):
+    """Rule 5: nobody can be reached: the resource stops, says which log, where, how much is behind it; it goes on by
+    itself when the line is back."""
+    hosts = filled(pair)
+    a, b = hosts
+    kill(a)
+    rewind(a)
+    name = logs(a)[-1]
+    rot(log_file(a))
+    sound = log_file(b).read_bytes()
+    hosts.net.cut("a", "b")
+    a.marsd_start()
+    a.wait(lambda: "no other member can give it back" in messages(a, "err-resource"), what="the text")
+    text = messages(a, "err-resource")
+    assert name in text and "bytes behind it were durable" in text and "b cannot be reached" in text, text
+    assert a.devices() == []
+    hosts.net.heal("a", "b")
+    scenario.wait_device(a, "data")
+    assert log_file(a, logs(a).index(name)).read_bytes().rstrip(b"\0") == sound.rstrip(b"\0")
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+
+
+def test_damaged_copies_of_a_secondary_are_fetched_again(pair):
+    """Rule 5: bit rot, a lost header, and a lost file in the copies of b: each is fetched again, b ends equal."""
+    hosts = filled(pair)
+    a, b = hosts
+    b.run("marsadm pause-replay data")
+    b.wait(lambda: b.link("resource-data/actual-b/is-replaying") == "0", what="replay to pause")
+    a.run(WRITE)
+    a.run("marsadm log-rotate data")
+    a.run(WRITE)
+    b.wait(lambda: fetched(a, b), what="the logs to be fetched")
+    damages = (lambda: rot(log_file(b, 0), 0.9), lambda: spoil_header(log_file(b, 1)), lambda: log_file(b, 0).unlink())
+    for damage in damages:
+        kill(b)
+        damage()
+        b.marsd_start()
+        b.wait(lambda: "came back from a" in messages(b, "inf-heal"), what="the log of b to be healed")
+        assert not messages(b, "err-resource").replace("OK", "")
+    b.run("marsadm resume-replay data")
+    scenario.wait_equal(a, b, "data")
+
+
+def test_older_state_fetches_the_tail_of_its_own_log(pair, tmp_path):
+    """Rule 22: a primary is set back (tree, logs, data device) to an older state; b has everything that came later in
+    logs of a, also a log that a does not know of: a fetches that before it begins the next one."""
+    hosts = filled(pair)
+    a, b = hosts
+    a.run("marsadm log-rotate data")
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+    a.marsd_stop()
+    old = Old(a, tmp_path)
+    a.marsd_start()
+    scenario.wait_device(a, "data")
+    a.run(WRITE)
+    a.run("marsadm log-rotate data")
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+    before, newest = contents(b), logs(a)[-1]
+    kill(a)
+    old.restore()
+    assert contents(a) != before
+    a.marsd_start()
+    scenario.wait_device(a, "data")
+    assert a.read_bytes("/dev/mars/data", 0, MIB) == before
+    assert newest in logs(a) and logs(a)[-1] > newest
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+    never_split(a, b)
+
+
+def test_older_state_that_nobody_can_complete_stops(pair, tmp_path):
+    """Rule 22: b remembers positions of a that neither of them has: a says that it has lost memory and does not become
+    primary; invalidate heals it once b is primary."""
+    hosts = filled(pair)
+    a, b = hosts
+    a.marsd_stop()
+    old = Old(a, tmp_path)
+    a.marsd_start()
+    scenario.wait_device(a, "data")
+    scenario.wait_caught_up(a, b, "data")
+    b.run("marsadm disconnect data")
+    b.wait(lambda: b.link("resource-data/actual-b/is-copying") == "0", what="fetch to stop")
+    a.run(WRITE)
+    remembered = lambda: scenario.Version.newest_of(b, "data", "a")  # noqa: E731
+    b.wait(lambda: scenario.published(a, "data") and remembered() == scenario.Version.newest(a, "data"), what="the news")
+    kill(a)
+    old.restore()
+    a.marsd_start()
+    a.wait(lambda: "lost memory" in messages(a, "err-memory"), what="the text")
+    assert a.devices() == [] and "data" in messages(a, "err-memory")
+    force(b)
+    b.run("marsadm connect data")
+    b.run(WRITE)
+    a.wait(lambda: a.link(HERE) == "b", what="the news")
+    a.run("marsadm invalidate data")
+    scenario.wait_equal(b, a, "data")
+    scenario.hand_over(b, a, "data")
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")

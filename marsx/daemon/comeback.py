@@ -1,0 +1,250 @@
+"""What a host that comes back has to clear up about one resource before it goes on (rules 5, 21, 22).
+
+    damaged logs       healed from a member that has them (`daemon.heal`); until then the resource stops
+    the own log        who wrote the newest log first asks the others whether they have more of it than is here: a disk
+                       that lost what it had flushed, or an older state of the host. That tail is fetched, then log N+1
+    the own facts      what others remember of this host and is newer than here: said again as it is here, if that lies
+                       within what was found here; else the host has lost memory, and stops
+
+How long is waited: for the words of every member that can be reached or has not yet failed to answer, at most
+`start_patience_s` from the start of marsd. Nothing is waited for when the device outlived the worker, when the role was
+granted (then the end is known to both sides), or by force.
+
+Invariants (once `holds` has said ""):
+    no member that answered has more of the log that this host wrote last than is here
+    every position that anybody remembers of this host lies within its own logs
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from marsx.base import messages
+from marsx.base.errors import DamagedError, MarsError
+from marsx.base.position import LogPos
+from marsx.daemon import heal
+from marsx.daemon.activity import Activity
+from marsx.daemon.logcopy import LogCopy
+from marsx.daemon.site import Site
+from marsx.log import reader
+from marsx.peer.fetch import Offer
+from marsx.tree import paths
+from marsx.tree.roles import newest_log, right_holder
+from marsx.tree.store import Entry
+from marsx.tree.view import View, parse_replay, parse_version
+from marsx.volume.env import Env
+from marsx.volume.recovery import Damage, KnownDurable, LogDamaged, LogMissing
+
+LOG = messages.get("daemon.comeback")
+RETRY_MIN, RETRY_MAX = 0.2, 5.0
+ASK_AGAIN_S = 2.0
+
+
+class Comeback:
+    """See the module. `kick`: the runner looks again. Belongs to the loop."""
+
+    def __init__(self, site: Site, resource: str, directory: str, kick: Callable[[], None]) -> None:
+        self.site = site
+        self.resource = resource
+        self.directory = directory
+        self.kick = kick
+        self.damage: Damage | None = None
+        self.claims: dict[str, Entry] = {}
+        self._healing = Activity()
+        self._asking = Activity()
+        self._cleared = False
+        self._ahead: tuple[str, LogPos] | None = None
+        self._asked_at: LogPos | None = None
+        self._ask_after = float("inf")
+        self._healed = False
+
+    async def stop(self) -> None:
+        """End what runs."""
+        await self._healing.stop()
+        await self._asking.stop()
+
+    async def forget(self) -> None:
+        """The replica begins anew: nothing that was is of any worth. The others are told so."""
+        await self.stop()
+        self.damage = None
+        self._say_again(self.claims)
+        self.claims.clear()
+
+    def known_durable(self) -> KnownDurable:
+        """POS of each log here that version links call durable: everybody's for own logs, the own one for others'
+        (rule 5). To be asked in a thread: it is looked up now."""
+        view, own = self.site.view(), self.site.host
+        table: dict[tuple[int, str], int] = {}
+        for entry in reader.list_logs(self.directory):
+            for host in {*view.members(self.resource), own} if entry.producer == own else {own}:
+                version = view.version(self.resource, host, entry.nr)
+                if version is not None and version.end.pos.producer == entry.producer:
+                    key = entry.nr, entry.producer
+                    table[key] = max(table.get(key, 0), version.end.pos.pos)
+        return lambda nr, producer: table.get((nr, producer), 0)
+
+    # ---- damaged logs ----
+
+    def note(self, err: MarsError) -> None:
+        """The resource stops with this error: can it be healed?"""
+        self.damage = err.damage if isinstance(err, LogDamaged | LogMissing) else None
+
+    def start_healing(self, env: Env, trouble: Callable[[str], None], healed: Callable[[], Awaitable[None]]) -> None:
+        """Until it is done, or `stop`. `trouble` hears how it goes, `healed` that recovery may look again."""
+        if self.damage is not None and not self._healing.running:
+            self._healing.start("heal", self._heal(env, self.damage, trouble, healed), f"heal {self.resource}")
+
+    async def _heal(self, env: Env, damage: Damage, trouble: Callable[[str], None],
+                    healed: Callable[[], Awaitable[None]]) -> None:
+        what, pause = f"{damage.path} is damaged behind position {damage.pos}", RETRY_MIN
+        while True:
+            others = [host for host in self.site.view().members(self.resource) if host != self.site.host]
+            near = [host for host in others if host in self.site.reachable()]
+            answers = await heal.ask_all(self.site, self.resource, heal.start_of(damage), near)
+            host, end = heal.best(answers, damage)
+            if host:
+                why = await self._heal_from(env, damage, host, end)
+                if not why:
+                    self.damage, self._healed = None, True
+                    await healed()
+                    return
+            else:
+                why = heal.nobody(answers, set(others) - set(near))
+            due = f", {damage.due - damage.pos} bytes behind it were durable" if damage.due > damage.pos else ""
+            trouble(f"{what}{due}: {why}")
+            await asyncio.sleep(pause)
+            pause = min(RETRY_MAX, pause * 2)
+
+    async def _heal_from(self, env: Env, damage: Damage, host: str, end: int) -> str:
+        """Why it could not be, "" when it was."""
+        self.site.say(self.resource, "inf-heal", f"fetching {damage.path} from {host}, which has it up to {end}")
+        try:
+            done = await heal.heal(self.site, env, self.resource, damage, host, end)
+        except (MarsError, OSError) as err:
+            return f"fetching it from {host} failed: {err}"
+        if not done.replaced:
+            return f"{host} has the same bytes there"
+        text = f"{damage.path} was damaged behind position {damage.pos}: {done.replaced} bytes came back from {host}"
+        LOG.info("%s: %s", self.resource, text)
+        self.site.say(self.resource, "inf-heal", text)
+        return ""
+
+    def recovered(self) -> None:
+        """Recovery found nothing wrong."""
+        heal.forget_damaged(self.directory)
+        if not self._healed:
+            self.site.say(self.resource, "inf-heal", "")
+
+    # ---- the end of the own log ----
+
+    def holds(self, view: View, copy: LogCopy | None) -> tuple[str, str]:
+        """(why this host must not write or grant yet, who has more of its own log): "" when all is clear."""
+        if self._cleared or not self._is_own(view):
+            return "", ""
+        if copy is None:
+            return "the own logs have not been looked at yet", ""
+        if self._ahead is not None:
+            host, until = self._ahead
+            if copy.at.order < until.order:
+                return f"{host} has the log of this host up to {until}: that is fetched first", host
+            self._ahead = None
+        others = {host for host in view.members(self.resource) if host != self.site.host}
+        silent = others - self.site.answered()
+        if silent and time.monotonic() < self.site.started + self.site.settings.get("start_patience_s"):
+            self.site.loop.call_later(RETRY_MIN, self.kick)
+            return f"waits a moment for what {', '.join(sorted(silent))} knows of this host", ""
+        if others and (self._asked_at != copy.at or time.monotonic() > self._ask_after):
+            if not self._asking.running:
+                self._asking.start("ask", self._ask(copy, others & self.site.reachable()), f"ask {self.resource}")
+            return "asks the other hosts how much of the log of this host they have", ""
+        return self._is_older(view), ""
+
+    def _is_own(self, view: View) -> bool:
+        """Was the newest log written here, and nobody has said where it ends?"""
+        right = right_holder(view, self.resource)
+        return right is not None and right.mark is None and right.producer == self.site.host
+
+    async def _ask(self, copy: LogCopy, hosts: Iterable[str]) -> None:
+        """Who has more than we? The answer is about the end that we had when we asked."""
+        at = copy.at
+        answers = await heal.ask_all(self.site, self.resource, copy.where(), hosts)
+        for host, answer in sorted(answers.items()):
+            if isinstance(answer, Offer):
+                newest = answer.newest if answer.newest.producer == self.site.host else LogPos(
+                    at.nr, at.producer, answer.end)
+                if newest.order > max(at.order, self._ahead[1].order if self._ahead else at.order):
+                    self._ahead = host, newest
+        if self._ahead is not None:
+            LOG.info("%s: %s has the log of this host up to %s, here it ends at %s", self.resource, *self._ahead, at)
+        self._asked_at, self._ask_after = at, time.monotonic() + ASK_AGAIN_S
+        self.kick()
+
+    def _is_older(self, view: View) -> str:
+        """Others have heard of a newer log of this host, and none of those who answered can give it."""
+        text = self.older(view)
+        self._cleared = not text
+        self.site.say(self.resource, "err-memory", text)
+        return text
+
+    def older(self, view: View) -> str:
+        """Why this is an older state of this host ("" = it is not): no new log may be begun then (rules 21, 22)."""
+        nr, producer = newest_log(view, self.resource)
+        here = {(entry.nr, entry.producer) for entry in reader.list_logs(self.directory)}
+        if producer != self.site.host or (nr, producer) in here:
+            return ""
+        return (f"the other hosts know log {nr} of this host, but it is not here: this is an older state of the host. "
+                f"Connect who has that log; or make another host primary, then here: "
+                f"marsadm invalidate {self.resource}")
+
+    # ---- the own facts ----
+
+    def claim(self, entry: Entry) -> None:
+        """Somebody remembers this position of ours, newer than what we say."""
+        known = self.claims.get(entry.rel)
+        if known is None or known.stamp < entry.stamp:
+            self.claims[entry.rel] = entry
+            self.kick()
+
+    def judge(self, view: View, end: LogPos, serving: bool = False) -> None:
+        """Say again what lies within the own history that ends at `end`. DamagedError when something does not
+        (rule 22); who serves is only told, because people alone can take the device away."""
+        if not self.claims or (not serving and self._is_own(view) and not self._cleared):
+            return
+        since = view.stamp(paths.member(self.resource, self.site.host))
+        good = {rel: entry for rel, entry in self.claims.items()
+                if entry.stamp < since or self._lies_within(view, entry, end)}
+        for rel in good:
+            del self.claims[rel]
+        self._say_again(good)
+        if self.claims:
+            worst = max(self.claims.values(), key=lambda entry: entry.stamp)
+            text = (f"the other hosts remember {os.path.basename(worst.rel)} = {worst.value}, but the own history ends "
+                    f"at {end}: this host has lost memory (an older state, or a disk that lost what it had flushed)")
+            hint = f"make another host primary if this one is, then here: marsadm invalidate {self.resource}"
+            self.site.say(self.resource, "err-memory", f"{text}: {hint}")
+            if not serving:
+                raise DamagedError(text, hint)
+
+    def _lies_within(self, view: View, entry: Entry, end: LogPos) -> bool:
+        version, replay = parse_version(entry.value), parse_replay(entry.value)
+        if version is not None:
+            at = version.end.pos
+        elif replay is not None:
+            at = LogPos(replay.pos.nr, replay.pos.producer, replay.pos.pos + replay.length)
+        else:
+            return True
+        if at.pos == 0:
+            return True                 # the end of the log before, and no history of its own (rule 7)
+        if at.nr >= end.nr:
+            return at.nr == end.nr and at.producer == end.producer and at.pos <= end.pos
+        own = view.version(self.resource, self.site.host, at.nr)
+        return own is None or (own.end.pos.producer == at.producer and at.pos <= own.end.pos.pos)
+
+    def _say_again(self, rels: Iterable[str]) -> None:
+        """As they are here, also that they are not here, with a new stamp."""
+        items = [(rel, self.site.store.get(rel) or paths.DELETED) for rel in rels]
+        if items:
+            self.site.store.put_many(items, restamp=True)
