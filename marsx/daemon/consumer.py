@@ -10,24 +10,21 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
 
 from marsx.base import messages
 from marsx.base.errors import MarsError, NotFoundError
 from marsx.base.position import LogPos
 from marsx.daemon import logcopy
 from marsx.daemon.activity import Activity
-from marsx.daemon.facts import Publisher
-from marsx.daemon.logsource import Stock
+from marsx.daemon.context import Context
 from marsx.daemon.replica import step_back
-from marsx.daemon.site import Site
 from marsx.daemon.spans import ReplayBound
 from marsx.log import reader
 from marsx.peer.fetch import fetch_logs
 from marsx.peer.wire import PeerError, Reason
 from marsx.tree import paths
 from marsx.volume import recovery
-from marsx.volume.env import Env, Facts
+from marsx.volume.env import Facts
 from marsx.volume.replay import Replayer
 
 LOG = messages.get("daemon.consumer")
@@ -60,24 +57,15 @@ class Consumer:
     """One resource while this host is a secondary of it. `on_missing(host)`: the source has not got our log any
     more."""
 
-    def __init__(
-        self,
-        site: Site,
-        resource: str,
-        env: Env,
-        publisher: Publisher,
-        stock: Stock,
-        disk_fd: int,
-        changed: Callable[[], None],
-    ) -> None:
-        self.site = site
-        self.resource = resource
-        self._facts = _InOrder(env.facts)
-        self.env = dataclasses.replace(env, facts=self._facts)
-        self.publisher = publisher
-        self.disk_fd = disk_fd
-        self.changed = changed
-        self.stock = stock
+    def __init__(self, given: Context) -> None:
+        self.site = given.site
+        self.resource = given.resource
+        self._facts = _InOrder(given.env.facts)
+        self.env = dataclasses.replace(given.env, facts=self._facts)
+        self.publisher = given.publisher
+        self.disk_fd = given.disk_fd
+        self.changed = given.changed
+        self.stock = given.stock
         self.fetch = Activity()
         self.sync = Activity()
         self.at: LogPos | None = None

@@ -80,7 +80,7 @@ class Patch(LogCopy):
             os.close(writer.create_log(self.env.directory, header))
         self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         first = reader.read_block(self._fd, BLOCK)
-        if len(first) == BLOCK and first[:8] == record.GROUP_MAGIC and not record.is_of(first, header):
+        if len(first) == BLOCK and record.names_another(first, header):
             raise DamagedError(f"{path} has groups of another log than the one that others have under this name",
                                "split brain: see mars-status")
         self._replace(header.pack(), 0, path)

@@ -10,22 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable
 from functools import partial
 
 from marsx.base import messages
 from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
-from marsx.daemon.facts import Publisher
-from marsx.daemon.logsource import Stock
+from marsx.daemon.context import Context
 from marsx.daemon.replica import withdraw
-from marsx.daemon.site import Site
 from marsx.daemon.spans import SpanGate
 from marsx.device import serve
 from marsx.log import writer
 from marsx.tree import paths
 from marsx.volume import recovery
-from marsx.volume.env import Env
 from marsx.volume.primary import FAILURES, Primary
 
 LOG = messages.get("daemon.producer")
@@ -36,24 +32,15 @@ DETACH_PATIENCE_S = 0.3
 class Producer:
     """One resource while this host is its primary."""
 
-    def __init__(
-        self,
-        site: Site,
-        resource: str,
-        env: Env,
-        publisher: Publisher,
-        stock: Stock,
-        disk_fd: int,
-        changed: Callable[[], None],
-    ) -> None:
-        self.site = site
-        self.resource = resource
-        self.env = env
-        self.publisher = publisher
-        self.changed = changed
+    def __init__(self, given: Context) -> None:
+        self.site = given.site
+        self.resource = given.resource
+        self.env = given.env
+        self.publisher = given.publisher
+        self.changed = given.changed
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.primary = Primary(env, disk_fd, self.event_fd)
-        self.stock = stock
+        self.primary = Primary(given.env, given.disk_fd, self.event_fd)
+        self.stock = given.stock
         self.gate: SpanGate | None = None
         self.frontend: serve.Frontend | None = None
         self.device = False  # the block device exists

@@ -22,6 +22,7 @@ from marsx.base.position import LogPos
 from marsx.daemon import logsource, replica
 from marsx.daemon.comeback import Comeback
 from marsx.daemon.consumer import Consumer
+from marsx.daemon.context import Context, make_env
 from marsx.daemon.facts import Publisher
 from marsx.daemon.plan import Local, Plan, grant_to, plan
 from marsx.daemon.producer import Producer
@@ -226,22 +227,12 @@ class Runner:
     # ---- attach, detach ----
 
     def _make_env(self) -> Env:
-        view, settings = self.site.view(), self.site.settings
-        return Env(
-            directory=self._directory(),
-            uuid=self.site.store.get(paths.uuid()),
-            resource=self.resource,
-            host=self.site.host,
-            device_size=view.size(self.resource),
-            block_size=view.block_size(self.resource) or 512,
-            facts=self.publisher,
-            stamp=self.site.lamport.now,
-            window_bytes=settings.get("writeback_window_mb") << 20,
-            fly=settings.get("writeback_fly"),
-            ring_bytes=max(16, settings.get("ring_mb")) << 20,
-            index_bytes=settings.get("shadow_limit_mb") << 20,
-            flush_ms=settings.get("logger_flush_ms"),
-            on_trouble=self._trouble_in_thread,
+        return make_env(self.site, self.resource, self._directory(), self.publisher, self._trouble_in_thread)
+
+    def _context(self) -> Context:
+        assert self._env is not None
+        return Context(
+            self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
         )
 
     async def _attach(self) -> bool:
@@ -303,10 +294,7 @@ class Runner:
     async def _recover(self) -> bool:
         """Find out what disk and logs hold. A primary whose device is there skips this: its own recovery does it."""
         at, digest = self._position()
-        assert self._env is not None
-        consumer = Consumer(
-            self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
-        )
+        consumer = Consumer(self._context())
         # The device that outlived a worker is served before anything else, whoever is to be primary by now.
         if self.resource in self.site.kept or self._is_first():
             consumer.at, consumer.digest = at, digest
@@ -337,9 +325,7 @@ class Runner:
         if not first:
             known = self.back.known_durable()
             at, digest = await self.site.blocking(replica.step_back, self._env, self.publisher, at, digest, known)
-        producer = Producer(
-            self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
-        )
+        producer = Producer(self._context())
         await producer.start(at, digest, self.back.known_durable(), first)
         self.producer = producer
         assert producer.primary.header is not None

@@ -268,10 +268,11 @@ def group_digest_after(block: bytes, header: FileHeader, pos: int, end: int) -> 
     return marssum.xxh3_128(block).hex()
 
 
-def is_of(block: bytes, header: FileHeader) -> bool:
-    """Does a group's header block say that it belongs to this log? Nothing else is checked here."""
+def names_another(block: bytes, header: FileHeader) -> bool:
+    """Does a group's header block say that it belongs to another log with this number? Groups of older logs are what a
+    recycled file holds. Nothing else is checked here."""
     fields = GROUP_FIELDS.unpack_from(block)
-    return (fields[4], fields[5]) == (header.log_id, header.nr)
+    return fields[0] == GROUP_MAGIC and fields[5] == header.nr and fields[4] != header.log_id
 
 
 def group_numbers(block: bytes | memoryview) -> tuple[int, int]:

@@ -344,8 +344,8 @@ def test_older_state_that_nobody_can_complete_stops(pair, tmp_path):
     b.run("marsadm disconnect data")
     b.wait(lambda: b.link("resource-data/actual-b/is-copying") == "0", what="fetch to stop")
     a.run(WRITE)
-    remembered = lambda: scenario.Version.newest_of(b, "data", "a")  # noqa: E731
-    b.wait(lambda: scenario.published(a, "data") and remembered() == scenario.Version.newest(a, "data"), what="the news")
+    b.wait(lambda: scenario.published(a, "data") and scenario.Version.newest_of(b, "data", "a") ==
+           scenario.Version.newest(a, "data"), what="b to hear of it")
     kill(a)
     old.restore()
     a.marsd_start()
