@@ -1,4 +1,5 @@
-"""Block compare for sync and verify: digests of spans, what differs between two spans, and span input and output.
+"""Block compare for sync and verify: digests of spans, what differs between two spans, span input and output, and
+which blocks the records of a log touch.
 
 A *span* is a run of blocks of one device; its digests are 16 bytes per block, one behind the other. The last block of
 a span may be short (end of a device); its digest is that of the bytes it has.
@@ -26,9 +27,17 @@ from posix.mman cimport (
 )
 from posix.types cimport off_t
 from posix.unistd cimport pread, pwrite
+from format cimport *
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTFORK
+
+cdef extern from "disk.h" nogil:
+    int mars_pread_all(int fd, void *buf, size_t len, uint64_t off)
+    int mars_zero_range(int fd, uint64_t off, uint64_t len)
+
+cdef extern from "crc32c.h" nogil:
+    int mars_crc32c_env()
 
 cdef extern from "xxh3.h" nogil:
     void mars_xxh3_128(const void *data, size_t len, uint8_t *out)
@@ -361,6 +370,17 @@ def write_span(int fd, Py_ssize_t offset, buf):
         PyBuffer_Release(&view)
 
 
+def zero_span(int fd, Py_ssize_t offset, Py_ssize_t length):
+    """Makes the range read as zeros (rule 10), freed where the device can do both. Not durable by that."""
+    cdef int code
+    if offset < 0 or length < 0 or offset > LAST - length:
+        raise ValueError(f"a span of {length} bytes at {offset} is not on any device")
+    with nogil:
+        code = mars_zero_range(fd, <uint64_t>offset, <uint64_t>length)
+    if code < 0:
+        raise OSError(-code, f"zeroing {length} bytes at {offset}: {strerror(-code).decode()}")
+
+
 def read_digests(int fd, Py_ssize_t offset, Py_ssize_t length, Py_ssize_t block, scratch, str kind="xxh3"):
     """Digests of the span of fd at offset; its contents stay in the first length bytes of scratch.
 
@@ -383,7 +403,83 @@ def read_digests(int fd, Py_ssize_t offset, Py_ssize_t length, Py_ssize_t block,
         PyBuffer_Release(&view)
 
 
-if mars_xxh3_env() < 0:
+# ---- what a log touches
+
+cdef struct Hull:               # of the blocks that are asked about
+    uint64_t start, end, block
+
+
+cdef void _mark_records(const uint8_t *group, uint32_t count, const Hull *hull, uint8_t *marks) noexcept nogil:
+    """Marks every block that a record of this group changes."""
+    cdef const mars_record *r = mars_group_table(group)
+    cdef uint64_t first, end
+    cdef uint32_t i
+    for i in range(count):
+        first, end = r[i].offset, r[i].offset + r[i].length
+        if r[i].length == 0 or end <= hull.start or first >= hull.end:
+            continue
+        first = (first - hull.start) // hull.block if first > hull.start else 0
+        end = ((end if end < hull.end else hull.end) - hull.start + hull.block - 1) // hull.block
+        memset(marks + first, 1, end - first)
+
+
+cdef int _walk(int fd, mars_expect *e, uint64_t limit, int adopt, const Hull *hull, uint8_t *block,
+               uint8_t *marks) noexcept nogil:
+    """Header blocks from e.pos to `limit`. 0, a code of a group that does not hold, or a negative errno."""
+    cdef const mars_group_header *g = <const mars_group_header *>block
+    cdef mars_group_info info
+    cdef int rc = 0
+    while e.pos < limit and rc == 0:
+        rc = mars_pread_all(fd, block, MARS_BLOCK, MARS_BLOCK + e.pos)
+        if rc < 0:
+            break
+        if adopt:               # only the digest is known here; it covers the numbers of the group behind it
+            e.group_nr, e.next_record = g.group_nr, g.first_record
+            adopt = 0
+        rc = mars_group_check_header(block, e, &info)
+        if rc == MARS_SCAN_OK:
+            _mark_records(block, info.n_records, hull, marks)
+            mars_group_advance(e, &info)
+    return rc
+
+
+def touched(int fd, bytes header, uint64_t pos, bytes digest, uint64_t limit, marks, uint64_t offset,
+            uint64_t length, uint64_t block):
+    """Sets marks[i] = 1 for each block i of [offset, offset + length) that a record of the log between POS `pos`
+    (chain digest `digest`) and POS `limit` touches; both are ends of groups. Payloads are not read.
+
+    Raises ValueError where the log does not hold from `pos` to just `limit`, OSError where it cannot be read."""
+    cdef Py_buffer view
+    cdef mars_expect e
+    cdef Hull hull
+    cdef uint8_t page[MARS_BLOCK]
+    cdef int rc
+    if len(header) != MARS_BLOCK or mars_file_header_check(<const uint8_t *>header) != 0:
+        raise ValueError("not a sound log header block")
+    if len(digest) != DIGEST or block == 0 or length > <uint64_t>LAST or offset > <uint64_t>LAST - length:
+        raise ValueError("a digest of 16 bytes, and blocks of a device are needed")
+    mars_expect_start(&e, <const uint8_t *>header)
+    hull.start, hull.end, hull.block = offset, offset + length, block
+    if pos:
+        e.pos = pos
+        memcpy(e.digest, <const uint8_t *>digest, DIGEST)
+    elif memcmp(e.digest, <const uint8_t *>digest, DIGEST) != 0:
+        raise ValueError("the log begins with another digest")
+    PyObject_GetBuffer(marks, &view, PyBUF_WRITABLE)
+    try:
+        if <uint64_t>view.len * block < length:
+            raise ValueError(f"{view.len} marks are too few for {length} bytes in blocks of {block}")
+        with nogil:
+            rc = _walk(fd, &e, limit, pos != 0, &hull, &page[0], <uint8_t *>view.buf)
+    finally:
+        PyBuffer_Release(&view)
+    if rc < 0:
+        raise OSError(-rc, f"reading log {e.log_nr} at {e.pos}: {strerror(-rc).decode()}")
+    if rc > 0 or e.pos != limit:
+        raise ValueError(f"log {e.log_nr} does not hold at {e.pos} (code {rc}), up to {limit} it was asked for")
+
+
+if mars_xxh3_env() < 0 or mars_crc32c_env() < 0:
     import os
-    raise ValueError(f"MARS_XXH3_KERNEL={os.environ.get('MARS_XXH3_KERNEL', '')!r} demands a kernel that is unknown or "
-                     f"not for this processor")
+    asked = {name: os.environ[name] for name in ("MARS_XXH3_KERNEL", "MARS_CRC_KERNEL") if name in os.environ}
+    raise ValueError(f"{asked} demands a kernel that is unknown or not for this processor")

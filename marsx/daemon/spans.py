@@ -31,7 +31,7 @@ from marsx.log import reader
 from marsx.log.chain import Point
 from marsx.log.record import NO_DIGEST
 from marsx.peer.fetch import Start, run_blocking
-from marsx.peer.sync import AlignedBuffer, read_span, write_span
+from marsx.peer.spanio import read_span, write_span, zero_span
 from marsx.peer.syncparts import Refused, Resume, is_stale, where_to_resume
 from marsx.tree import paths
 from marsx.tree.view import View
@@ -39,7 +39,6 @@ from marsx.volume.primary import Primary
 from marsx.volume.replay import Replayer
 
 LOG = messages.get("daemon.spans")
-ZEROS = 1 << 20
 # A volume that fails while we wait for it wakes nobody: it is asked again.
 ASK_AGAIN = 1.0
 
@@ -237,7 +236,6 @@ class DiskSpans:
         self._replayed = replayed
         self._on_trouble = on_trouble
         self._failed = ""
-        self._zeros = AlignedBuffer(ZEROS)
 
     def resume(self) -> Resume:
         return self._resume
@@ -264,12 +262,8 @@ class DiskSpans:
             write_span(self._fd, offset, data)
 
     def write_zeros(self, offset: int, length: int) -> None:
-        zeros, end = memoryview(self._zeros), offset + length
         with self._device("written"):
-            while offset < end:
-                part = min(ZEROS, end - offset)
-                write_span(self._fd, offset, zeros[:part])
-                offset += part
+            zero_span(self._fd, offset, length)
 
     def flush(self) -> None:
         with self._device("flushed"):

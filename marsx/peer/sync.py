@@ -31,20 +31,19 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from marsx._ext import marscmp
-from marsx._ext.marscmp import AlignedBuffer, read_span, write_span
 from marsx.base.errors import MarsError
 from marsx.base.position import NAME_MAX, POS_MAX, LogPos
 from marsx.log.chain import Point
-from marsx.peer import syncparts, wire
+from marsx.peer import spanio, syncparts, wire
+from marsx.peer.asking import BUFFERS, Asked, Asking, expect_digests, own_digests
 from marsx.peer.fetch import run_blocking
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
+from marsx.peer.spanio import Buffers, in_group, to_the_end
 from marsx.peer.syncparts import (
     SECTOR,
     SPAN_MAX,
@@ -64,57 +63,15 @@ from marsx.peer.syncparts import (
 )
 from marsx.peer.wire import PeerError, Reason, Type
 
-__all__ = ["SERVICE", "AlignedBuffer", "SyncService", "read_span", "sync_resource", "write_span"]
-
 SERVICE = "sync"
 ANSWER_TIMEOUT = 180.0  # tunable copy_timeout
 SAVE_SECONDS = 1.0
 SAVE_BYTES = 1024 * 1024 * 1024
 # So many requests of one link are in work at the source; the rest waits in the line.
 SLOTS = 32
-BUFFERS = 4
 
 _ZEROS = memoryview(bytes(SPAN_MAX))
 _T = TypeVar("_T")
-
-
-class _Buffers:
-    """A few aligned buffers, made when they are needed."""
-
-    def __init__(self, count: int, size: int) -> None:
-        self._size = size
-        self._free: list[AlignedBuffer] = []
-        self._slots = asyncio.Semaphore(count)
-
-    @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[memoryview]:
-        """For the time of one call in the executor."""
-        async with self._slots:
-            buf = self._free.pop() if self._free else AlignedBuffer(self._size)
-            yield memoryview(buf)
-            self._free.append(buf)
-
-
-async def _in_group(body: Callable[[asyncio.TaskGroup], Coroutine[Any, Any, _T]]) -> _T:
-    """Run `body` with a group of tasks; all have ended when it returns. Of many errors the first counts."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            return await body(tasks)
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
-
-
-async def _to_the_end(work: Awaitable[None]) -> None:
-    """Wait for it, however often we are cancelled meanwhile (the caller is on his way out already)."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-    task.result()
-
 
 # -- source -----------------------------------------------------------------------------------------------------------
 
@@ -141,13 +98,13 @@ class SyncService:
                 return
             serving = _Serving(link, source, self._executor)
             await link.send(Type.SYNC_ACCEPT, {"size": serving.size})
-            await _in_group(serving.run)
+            await in_group(serving.run)
         except PeerError as error:
             if error.reason is not Reason.CLOSED:
                 raise
         finally:
             if source is not None:
-                await _to_the_end(source.close())
+                await to_the_end(source.close())
 
 
 class _Serving:
@@ -159,7 +116,7 @@ class _Serving:
         self._source = source
         self._executor = executor
         self._slots = asyncio.Semaphore(SLOTS)
-        self._buffers = _Buffers(BUFFERS, SPAN_MAX)
+        self._buffers = Buffers(BUFFERS, SPAN_MAX)
 
     async def run(self, tasks: asyncio.TaskGroup) -> None:
         """Answer until the link ends."""
@@ -187,9 +144,9 @@ class _Serving:
         view = self._contents(request.ranges, buf)
         seen = self._source.appended()  # rule 13: asked for after the read
         if request.block:
-            return marscmp.digests(view, request.block), [], seen
+            return spanio.digests(view, request.block, request.kind), [], seen
         chunk = ZERO_CHUNK
-        data = marscmp.compare(view, _ZEROS[:len(view)], chunk)
+        data = spanio.compare(view, _ZEROS[:len(view)], chunk)
         zero, at = [], 0
         for first, count in [*data, (-(-len(view) // chunk), 0)]:
             if first > at:
@@ -214,81 +171,52 @@ class _Serving:
 
 # -- target -----------------------------------------------------------------------------------------------------------
 
-class _Asked:
-    """One request that is out."""
-
-    def __init__(self, fetched: LogPos, sent: float) -> None:
-        self.fetched = fetched
-        self.sent = sent
-        self.took = 0.0
-        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-    def arrived(self, answer: Answer, now: float) -> None:
-        """Its answer is here."""
-        self.took = now - self.sent
-        if not self.future.done():
-            self.future.set_result(answer)
-
-    async def answer(self, timeout: float) -> Answer:
-        """The answer; not older than what was fetched when it was asked for."""
-        try:
-            async with asyncio.timeout(timeout):
-                got = await self.future
-        except TimeoutError:
-            raise PeerError(Reason.TIMEOUT, f"a sync request was not answered within {timeout:g} s") from None
-        syncparts.check_not_before(got.point.at, self.fetched)
-        return got
-
-
 async def sync_resource(link: Link, resource: str, sink: SpanSink, *,
                         executor: concurrent.futures.Executor | None = None, fast: Callable[[], bool] = lambda: True,
                         progress: Callable[[Progress], None] | None = None, answer_timeout: float = ANSWER_TIMEOUT,
-                        shape: Shape | None = None, fly: int = 8) -> None:
+                        shape: Shape | None = None, fly: int = 8, kind: str = "xxh3") -> None:
     """Sync from `sink.resume()` to the end; returns when syncstatus = size is durable. Cancel it to pause.
 
     Raises SyncRestart (see there), PeerError (what the source says to our points, or how the connection ended), or what
-    the sink raised. `fast` False: copy without comparing (tunable do_fast_fullsync). `fly`:
-    spans asked for at once, at most (tunable sync_fly). The link is for one run; the
-    caller closes it, but for a run that ends with questions open."""
-    await _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape(), fly).run(resource)
+    the sink raised. `fast` False: copy without comparing (tunable do_fast_fullsync). `fly`: spans asked for at once, at
+    most (tunable sync_fly). `kind`: of the digests (tunable sync_digest). The link is for one run; the caller closes
+    it, but for a run that ends with questions open."""
+    await _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape(), fly, kind).run(resource)
 
 
-class _Sync:
+class _Sync(Asking):
     """One run at its target."""
 
     def __init__(self, link: Link, sink: SpanSink, executor: concurrent.futures.Executor | None,
                  fast: Callable[[], bool], progress: Callable[[Progress], None] | None, answer_timeout: float,
-                 shape: Shape, fly: int) -> None:
-        self._link = link
+                 shape: Shape, fly: int, kind: str = "xxh3") -> None:
+        super().__init__(link, executor, shape.span)
         self._sink = sink
-        self._executor = executor
         self._fast = fast
         self._tell = progress
         self._answer_timeout = answer_timeout
         self._shape = shape
-        self._numbers = itertools.count(1)
-        self._asked: dict[int, _Asked] = {}
+        self._kind = kind
         self._bounds: dict[int, LogPos] = {}
         self._in_force: LogPos | None = None
         self._last: Point | None = None
         self._compare_pace = Pace(min(4, fly) * shape.span, shape.span, fly * shape.span)
         self._copy_pace = Pace(4 * shape.piece, shape.piece, max(4 * shape.piece, fly * shape.span))
         self._detail = Detail()
-        self._buffers = _Buffers(BUFFERS, shape.span)
         self._much = asyncio.Event()
 
     async def run(self, resource: str) -> None:
         """See sync_resource."""
         size = await self._open(resource)
         try:
-            await _in_group(self._all)
+            await in_group(self._all)
             if self._prefix.end != size:
                 raise AssertionError(f"sync ended at {self._prefix.end} of {size}")
             await self._save(last=True)
         finally:
             # Rule 15: all our tasks have ended, so no write is in flight; what still comes must find nobody.
             if self._asked:
-                await _to_the_end(self._link.close(Reason.CLOSED, "the sync has ended here"))
+                await to_the_end(self._link.close(Reason.CLOSED, "the sync has ended here"))
             if self._in_force is not None:
                 self._sink.set_bound(None)
 
@@ -323,7 +251,7 @@ class _Sync:
     async def _all(self, tasks: asyncio.TaskGroup) -> None:
         """All spans, beside those who take the answers and save the progress."""
         helpers = [tasks.create_task(self._take_answers()), tasks.create_task(self._save_now_and_then())]
-        await _in_group(self._walk)
+        await in_group(self._walk)
         for helper in helpers:
             helper.cancel()
 
@@ -348,7 +276,7 @@ class _Sync:
         if len(pieces) == 1:
             await self._copy(pieces[0])
         elif pieces:
-            await _in_group(lambda tasks: self._copy_all(pieces, tasks))
+            await in_group(lambda tasks: self._copy_all(pieces, tasks))
         self._compare_pace.leave(length)
         self._prefix.add(offset, length)
         if self._prefix.end - self._saved >= SAVE_BYTES:
@@ -357,13 +285,12 @@ class _Sync:
 
     async def _compare(self, ranges: Ranges, block: int, pace: Pace | None = None) -> Ranges:
         """Ranges whose contents must be fetched. Zeros need not: they are written at once."""
-        async with self._ask(Type.SYNC_DIGESTS, ranges, {"block": block}) as asked:
-            mine = await self._call(self._own_digests, ranges, block)
+        async with self._ask(Type.SYNC_DIGESTS, ranges, {"block": block, "kind": self._kind}) as asked:
+            mine = await self._call(own_digests, self._sink.read, ranges, block, self._kind)
             answer = await asked.answer(self._answer_timeout)
-            if len(answer.body) != len(mine):
-                raise wire.WireError(f"{len(answer.body)} bytes of digests came where {len(mine)} are due")
+            expect_digests(answer, mine)
             await self._high.reach(answer.point)
-            data, zero = marscmp.differ_split(mine, answer.body)
+            data, zero = spanio.differ_split(mine, answer.body)
             if zero:
                 await self._write([], syncparts.place_runs(ranges, block, zero), answer.body)
         if pace is not None:
@@ -393,13 +320,6 @@ class _Sync:
 
     # In the executor
 
-    def _own_digests(self, ranges: Ranges, block: int, buf: memoryview) -> bytes:
-        at = 0
-        for offset, length in ranges:
-            self._sink.read(offset, buf[at:at + length])
-            at += length
-        return marscmp.digests(buf[:at], block)
-
     def _write_ranges(self, data: Ranges, zero: Ranges, body: memoryview, buf: memoryview) -> None:
         for offset, length in zero:
             self._sink.write_zeros(offset, length)
@@ -410,22 +330,15 @@ class _Sync:
             self._sink.write(offset, buf[at:at + length])
             at += length
 
-    async def _call(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        async with self._buffers.one() as buf:
-            return await run_blocking(self._executor, work, *arguments, buf)
-
     # Requests, their bounds, and their answers
 
     @contextlib.asynccontextmanager
-    async def _ask(self, kind: Type, ranges: Ranges, more: dict[str, Any]) -> AsyncIterator[_Asked]:
+    async def _ask(self, kind: Type, ranges: Ranges, more: dict[str, Any]) -> AsyncIterator[Asked]:
         """A request; its bound is in force until the block is left in good order, else until the run has ended."""
         number = next(self._numbers)
         fetched = self._hold(number)
-        asked = self._asked[number] = _Asked(fetched, asyncio.get_running_loop().time())
         self._report(requests=number)
-        header = {"id": number, **syncparts.at_fields(fetched), **more, "ranges": syncparts.flatten(ranges)}
-        await self._link.send(kind, header)
-        yield asked
+        yield await self._send(number, kind, fetched, ranges, more)
         self._release(number)
 
     def _hold(self, number: int) -> LogPos:
@@ -451,19 +364,10 @@ class _Sync:
             self._in_force = lowest
             self._sink.set_bound(lowest)
 
-    async def _take_answers(self) -> None:
-        while True:
-            frame = wire.expect(await self._link.recv(), Type.SYNC_ANSWER)
-            asked = self._asked.pop(wire.take_int(frame.header, "id", 1, 2**53), None)
-            if asked is None:
-                raise wire.WireError("an answer came that nobody waits for")
-            point = syncparts.take_point(frame.header, "")
-            self._check_history(point)
-            asked.arrived(Answer(point, frame.header, frame.body), asyncio.get_running_loop().time())
-
-    def _check_history(self, point: Point) -> None:
+    def _check_answer(self, answer: Answer) -> None:
         """The positions of one source are points of one history, in its order."""
-        last, self._last = self._last, point
+        last, point = self._last, answer.point
+        self._last = point
         if point.is_hole or (last is not None and (
                 point.at < last.at or (point.at.nr == last.at.nr and point.at.producer != last.at.producer)
                 or (point.at == last.at and point.digest != last.digest))):

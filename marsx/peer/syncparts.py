@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from marsx.base.position import POS_MAX, LogPos
 from marsx.log.chain import Point
 from marsx.peer import wire
+from marsx.peer.spanio import KINDS
 from marsx.peer.wire import PeerError, Reason, Type
 
 SECTOR = 512
@@ -253,12 +254,16 @@ class Request:
     fetched: LogPos
     block: int
     ranges: Ranges
+    kind: str = "xxh3"
 
     @classmethod
     def parse(cls, frame: wire.Frame, size: int) -> Request:
         """Ranges ascend, lie in the device, are whole sectors, and whole blocks but for the end of the last."""
         header = frame.header
-        block = wire.take_int(header, "block", SECTOR, SPAN_MAX) if frame.type is Type.SYNC_DIGESTS else 0
+        block = 0 if frame.type is Type.SYNC_DATA else wire.take_int(header, "block", SECTOR, SPAN_MAX)
+        kind = header.get("kind", KINDS[0])
+        if kind not in KINDS:
+            raise wire.WireError(f"asks for digests of kind {str(kind)[:40]!r}, which is unknown here")
         ranges = take_pairs(header, "ranges", RANGES_MAX)
         end = 0
         for place, (offset, length) in enumerate(ranges, 1):
@@ -268,7 +273,7 @@ class Request:
             end = offset + length
         if not 0 < total_of(ranges) <= SPAN_MAX:
             raise wire.WireError(f"asks for {total_of(ranges)} bytes at once")
-        return cls(wire.take_int(header, "id", 1, 2**53), take_at(header), block, ranges)
+        return cls(wire.take_int(header, "id", 1, 2**53), take_at(header), block, ranges, kind)
 
 
 def check_not_before(at: LogPos, fetched: LogPos) -> None:

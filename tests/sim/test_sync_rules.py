@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from marsx.peer import sync, syncparts
+from marsx.peer import asking, sync, syncparts
 from tests.sim.sync_model import MemorySink, MemorySource, TargetModel
 from tests.sim.sync_world import Powers, Stuck, World, Wrong, run_world
 
@@ -128,7 +128,7 @@ async def run_that_trusts(self, resource):
     """_Sync.run without its last check."""
     await self._open(resource)
     try:
-        await sync._in_group(self._all)
+        await sync.in_group(self._all)
         await self._save(last=True)
     finally:
         if self._asked:
@@ -140,7 +140,8 @@ def late_writes(monkeypatch):
     """Rule 15: a cancelled run returns, and frees replay, while its write is still in flight."""
     async def careless(executor, call, *arguments):
         return await asyncio.get_running_loop().run_in_executor(executor, call, *arguments)
-    monkeypatch.setattr(sync, "run_blocking", careless)
+    for module in (sync, asking):
+        monkeypatch.setattr(module, "run_blocking", careless)
 
 
 def freed_too_early(monkeypatch):

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from marsx._ext.marscmp import AlignedBuffer
 from marsx.base import durable
 from marsx.base.config import Paths
 from marsx.base.errors import MarsError
@@ -26,6 +25,7 @@ from marsx.log.chain import Point
 from marsx.peer.fetch import FetchService, fetch_logs
 from marsx.peer.link import Link, Timing
 from marsx.peer.server import Peer
+from marsx.peer.spanio import AlignedBuffer
 from marsx.peer.sync import SyncService, sync_resource
 from marsx.peer.syncparts import Resume
 from marsx.peer.wire import Reason
