@@ -73,11 +73,78 @@ SLOTS = 32
 _ZEROS = memoryview(bytes(SPAN_MAX))
 _T = TypeVar("_T")
 
+
 # -- source -----------------------------------------------------------------------------------------------------------
+
+class Serving:
+    """One accepted link at its source."""
+
+    due: tuple[Type, ...] = (Type.SYNC_DIGESTS, Type.SYNC_DATA)
+
+    def __init__(self, link: Link, source: Any, executor: concurrent.futures.Executor | None) -> None:
+        self.size = source.size
+        self.source = source
+        self._link = link
+        self._executor = executor
+        self._slots = asyncio.Semaphore(SLOTS)
+        self._buffers = Buffers(BUFFERS, SPAN_MAX)
+
+    async def run(self, tasks: asyncio.TaskGroup) -> None:
+        """Answer until the link ends."""
+        while True:
+            frame = wire.expect(await self._link.recv(), *self.due)
+            request = Request.parse(frame, self.size)
+            await self._slots.acquire()
+            tasks.create_task(self._answer(request))
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            async with self._buffers.one() as buf:
+                body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
+            point = await self.source.durable(seen)
+            syncparts.check_not_before(point.at, request.fetched)
+            header: dict[str, Any] = {"id": request.number, **syncparts.point_fields(point)}
+            if zero:
+                header["zero"] = syncparts.flatten(zero)
+            await self._link.send(Type.SYNC_ANSWER, header, body)
+        finally:
+            self._slots.release()
+
+    def _work(self, request: Request, buf: memoryview) -> tuple[bytes, Ranges, int]:
+        """(body, runs of zero chunks, what must be durable before this may leave). In the executor."""
+        view = self._contents(request.ranges, buf)
+        seen = self.source.appended()  # rule 13: asked for after the read
+        if request.block:
+            return spanio.digests(view, request.block, request.kind), [], seen
+        chunk = ZERO_CHUNK
+        data = spanio.compare(view, _ZEROS[:len(view)], chunk)
+        zero, at = [], 0
+        for first, count in [*data, (-(-len(view) // chunk), 0)]:
+            if first > at:
+                zero.append((at, first - at))
+            at = first + count
+        return b"".join([view[first * chunk:(first + count) * chunk] for first, count in data]), zero, seen
+
+    def _contents(self, ranges: Ranges, buf: memoryview) -> memoryview:
+        """The contents of all ranges, one behind the other: with one read where they are close together."""
+        first = ranges[0][0]
+        hull = ranges[-1][0] + ranges[-1][1] - first
+        total = syncparts.total_of(ranges)
+        if len(ranges) > 1 and hull <= min(len(buf), 4 * total):
+            self.source.read(first, buf[:hull])
+            return memoryview(b"".join([buf[offset - first:offset - first + length] for offset, length in ranges]))
+        at = 0
+        for offset, length in ranges:
+            self.source.read(offset, buf[at:at + length])
+            at += length
+        return buf[:total]
+
 
 class SyncService:
     """The `sync` service for `server.Server`. `source_for(resource, peer)` gives a new SpanSource, or raises MarsError
     (unknown resource, peer is no member of it, not primary here). `executor` runs what blocks."""
+
+    serving: type[Serving] = Serving
 
     def __init__(self, source_for: Callable[[str, Peer], SpanSource],
                  executor: concurrent.futures.Executor | None = None) -> None:
@@ -96,7 +163,7 @@ class SyncService:
                 await link.send(Type.SYNC_REFUSE, {"reason": refused.reason, "text": refused.text[:500],
                                                    "restart": refused.restart})
                 return
-            serving = _Serving(link, source, self._executor)
+            serving = self.serving(link, source, self._executor)
             await link.send(Type.SYNC_ACCEPT, {"size": serving.size})
             await in_group(serving.run)
         except PeerError as error:
@@ -105,68 +172,6 @@ class SyncService:
         finally:
             if source is not None:
                 await to_the_end(source.close())
-
-
-class _Serving:
-    """One accepted link at its source."""
-
-    def __init__(self, link: Link, source: SpanSource, executor: concurrent.futures.Executor | None) -> None:
-        self.size = source.size
-        self._link = link
-        self._source = source
-        self._executor = executor
-        self._slots = asyncio.Semaphore(SLOTS)
-        self._buffers = Buffers(BUFFERS, SPAN_MAX)
-
-    async def run(self, tasks: asyncio.TaskGroup) -> None:
-        """Answer until the link ends."""
-        while True:
-            frame = wire.expect(await self._link.recv(), Type.SYNC_DIGESTS, Type.SYNC_DATA)
-            request = Request.parse(frame, self.size)
-            await self._slots.acquire()
-            tasks.create_task(self._answer(request))
-
-    async def _answer(self, request: Request) -> None:
-        try:
-            async with self._buffers.one() as buf:
-                body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
-            point = await self._source.durable(seen)
-            syncparts.check_not_before(point.at, request.fetched)
-            header: dict[str, Any] = {"id": request.number, **syncparts.point_fields(point)}
-            if zero:
-                header["zero"] = syncparts.flatten(zero)
-            await self._link.send(Type.SYNC_ANSWER, header, body)
-        finally:
-            self._slots.release()
-
-    def _work(self, request: Request, buf: memoryview) -> tuple[bytes, Ranges, int]:
-        """(body, runs of zero chunks, what must be durable before this may leave). In the executor."""
-        view = self._contents(request.ranges, buf)
-        seen = self._source.appended()  # rule 13: asked for after the read
-        if request.block:
-            return spanio.digests(view, request.block, request.kind), [], seen
-        chunk = ZERO_CHUNK
-        data = spanio.compare(view, _ZEROS[:len(view)], chunk)
-        zero, at = [], 0
-        for first, count in [*data, (-(-len(view) // chunk), 0)]:
-            if first > at:
-                zero.append((at, first - at))
-            at = first + count
-        return b"".join([view[first * chunk:(first + count) * chunk] for first, count in data]), zero, seen
-
-    def _contents(self, ranges: Ranges, buf: memoryview) -> memoryview:
-        """The contents of all ranges, one behind the other: with one read where they are close together."""
-        first = ranges[0][0]
-        hull = ranges[-1][0] + ranges[-1][1] - first
-        total = syncparts.total_of(ranges)
-        if len(ranges) > 1 and hull <= min(len(buf), 4 * total):
-            self._source.read(first, buf[:hull])
-            return memoryview(b"".join([buf[offset - first:offset - first + length] for offset, length in ranges]))
-        at = 0
-        for offset, length in ranges:
-            self._source.read(offset, buf[at:at + length])
-            at += length
-        return buf[:total]
 
 
 # -- target -----------------------------------------------------------------------------------------------------------
@@ -210,9 +215,7 @@ class _Sync(Asking):
         size = await self._open(resource)
         try:
             await in_group(self._all)
-            if self._prefix.end != size:
-                raise AssertionError(f"sync ended at {self._prefix.end} of {size}")
-            await self._save(last=True)
+            await self._end(size)
         finally:
             # Rule 15: all our tasks have ended, so no write is in flight; what still comes must find nobody.
             if self._asked:
@@ -241,12 +244,14 @@ class _Sync(Asking):
             raise MarsError(f"{self._link.who} has {size} bytes, the data device here only {self._sink.capacity}",
                             "give the resource a data device that is at least as large as that of the primary")
         start = min(resume.offset, size)
-        self._prefix = Prefix(start - start % self._shape.block)
-        self._saved = self._prefix.end
-        self._high = HighWater(resume.syncpos if resume.offset else None,
-                                lambda point: run_blocking(self._executor, self._sink.put_syncpos, point))
-        self._progress = Progress(size, self._prefix.end)
+        self._begin(size, start - start % self._shape.block, resume.syncpos if resume.offset else None)
         return size
+
+    def _begin(self, size: int, start: int, syncpos: Point | None) -> None:
+        self._prefix = Prefix(start)
+        self._saved = start
+        self._high = HighWater(syncpos, lambda point: run_blocking(self._executor, self._sink.put_syncpos, point))
+        self._progress = Progress(size, start)
 
     async def _all(self, tasks: asyncio.TaskGroup) -> None:
         """All spans, beside those who take the answers and save the progress."""
@@ -301,10 +306,11 @@ class _Sync(Asking):
         for piece in pieces:
             tasks.create_task(self._copy(piece))
 
-    async def _copy(self, ranges: Ranges) -> None:
+    async def _copy(self, ranges: Ranges, entered: bool = False) -> None:
         """Fetch and write, whatever is here."""
         amount = syncparts.total_of(ranges)
-        await self._copy_pace.enter(amount)
+        if not entered:
+            await self._copy_pace.enter(amount)
         async with self._ask(Type.SYNC_DATA, ranges, {}) as asked:
             answer = await asked.answer(self._answer_timeout)
             data, zero = syncparts.split_zeros(ranges, answer)
@@ -392,9 +398,45 @@ class _Sync(Asking):
         await run_blocking(self._executor, self._sink.put_syncstatus, end, last)
         self._saved = end
 
+    async def _end(self, size: int) -> None:
+        if self._prefix.end != size:
+            raise AssertionError(f"sync ended at {self._prefix.end} of {size}")
+        await self._save(last=True)
+
     def _report(self, **changed: int) -> None:
         self._progress = replace(self._progress, **changed)
         if self._tell is not None:
             self._tell(self._progress)
 
 
+async def repair_ranges(link: Link, resource: str, sink: SpanSink, ranges: Ranges, *,
+                        executor: concurrent.futures.Executor | None = None, answer_timeout: float = ANSWER_TIMEOUT,
+                        shape: Shape | None = None, fly: int = 8) -> None:
+    """Fetch and write just these ranges (ascending) of a replica that is synced, by the rule of the sync: with bound,
+    and with syncpos before each write (rules 14, 15, 17). syncstatus stays; the replica is consistent again when replay
+    has passed syncpos. Returns when all is durable on the device."""
+    repair = _Repair(link, sink, executor, lambda: False, None, answer_timeout, shape or Shape(), fly)
+    repair.ranges = ranges
+    await repair.run(resource)
+
+
+class _Repair(_Sync):
+    """One run of repair_ranges: a sync that copies chosen ranges and counts nothing."""
+
+    ranges: Ranges
+
+    async def _open(self, resource: str) -> int:
+        resume = self._sink.resume()
+        size = 0 if resume.why else await super()._open(resource)
+        if resume.why or resume.offset < size:
+            raise MarsError(f"{resource} is not synced: nothing can be repaired", "wait for the end of the sync")
+        self._begin(size, size, resume.syncpos)
+        return size
+
+    async def _walk(self, tasks: asyncio.TaskGroup) -> None:
+        for piece in syncparts.cut_ranges(self.ranges, self._shape.piece):
+            await self._copy_pace.enter(syncparts.total_of(piece))
+            tasks.create_task(self._copy(piece, entered=True))
+
+    async def _end(self, size: int) -> None:
+        await run_blocking(self._executor, self._sink.flush)

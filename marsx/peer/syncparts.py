@@ -255,6 +255,7 @@ class Request:
     block: int
     ranges: Ranges
     kind: str = "xxh3"
+    still: bool = False
 
     @classmethod
     def parse(cls, frame: wire.Frame, size: int) -> Request:
@@ -273,7 +274,8 @@ class Request:
             end = offset + length
         if not 0 < total_of(ranges) <= SPAN_MAX:
             raise wire.WireError(f"asks for {total_of(ranges)} bytes at once")
-        return cls(wire.take_int(header, "id", 1, 2**53), take_at(header), block, ranges, kind)
+        return cls(wire.take_int(header, "id", 1, 2**53), take_at(header), block, ranges, kind,
+                   header.get("still") is True)
 
 
 def check_not_before(at: LogPos, fetched: LogPos) -> None:
