@@ -52,6 +52,11 @@ cdef int index_room(void *index) noexcept nogil:
     return s.free_count >= 4 * (s.depth + 2) + 8
 
 
+cdef int no_room(void *index) noexcept nogil:
+    """In place of index_room while writers are held back."""
+    return 0
+
+
 cdef int index_put(void *index, uint64_t off, uint64_t length, uint64_t v, uint32_t stored,
                    uint32_t crc) noexcept nogil:
     """The log's hook: the newest data of a range stand at v."""
@@ -282,6 +287,14 @@ cdef class Volume(Log):
             free(scratch)
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
+
+    def hold_writers(self, bint held):
+        """held: from now on no write is accepted (writers wait as for room), until it is taken back. For a moment only
+        (verify, rule 17): everything visible is what has been accepted by then."""
+        pthread_mutex_lock(&self.log.lock)
+        self.log.hook.room = no_room if held else index_room
+        pthread_cond_broadcast(&self.log.space)
+        pthread_mutex_unlock(&self.log.lock)
 
     # ---- write-back (one thread) ----
 

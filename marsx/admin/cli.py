@@ -20,11 +20,14 @@ Usage:
 Options:
   -f, --force              Override the checks that the command's help names.
   --timeout=SECONDS        How long a command waits for its effect [default: 600].
-  --host=HOST              leave-resource, leave-cluster: act for a host that is gone.
+  --host=HOST              leave-resource, leave-cluster: act for a host that is gone. verify: whose replica.
   --ip=ADDRESS             create-cluster, join-cluster: the address of this host.
   --ip-HOST=ADDRESS        join-cluster: the address of HOST, where its name does not resolve.
   --token=TOKEN            join-cluster: the token made by `marsadm create-token` on HOST.
   --ignore-sync            primary: do not insist on finished syncs.
+  --repair                 verify: fetch what differs.
+  --continuous             verify: begin again at the end, slowly, until interrupted.
+  --rate=KIB               verify: compare at most so many KiB a second.
   --accept-position=POS    primary --force: go on from this position (log-NNNNNNNNN-HOST,POS) although more is known.
   -v, --verbose            Say more.
   --mars-dir=DIR           Directory of the cluster's state and logs.
@@ -37,9 +40,10 @@ Options:
 
 HELP_HINT = "see: marsadm help"
 
-_FLAGS = {"-f", "--force", "-v", "--verbose", "-h", "--help", "--version", "--ignore-sync"}
+_FLAGS = {"-f", "--force", "-v", "--verbose", "-h", "--help", "--version", "--ignore-sync",
+          "--repair", "--continuous"}
 _VALUES = {
-    "--timeout", "--host", "--ip", "--token", "--accept-position",
+    "--timeout", "--host", "--ip", "--token", "--accept-position", "--rate",
     "--mars-dir", "--run-dir", "--dev-dir", "--etc-dir",
 }  # fmt: skip
 _PEER_IP = re.compile(r"--ip-([A-Za-z0-9_][-A-Za-z0-9_]{0,62})=(.*)", re.DOTALL)
@@ -61,6 +65,9 @@ class Options:
     peer_ips: dict[str, str] = field(default_factory=dict)
     token: str = ""
     accept_position: str = ""
+    repair: bool = False
+    continuous: bool = False
+    rate: str = ""
     dirs: dict[str, str] = field(default_factory=dict)
 
 
@@ -95,6 +102,9 @@ def parse(argv: Sequence[str]) -> Call:
         peer_ips=peer_ips,
         token=got["--token"] or "",
         accept_position=got["--accept-position"] or "",
+        repair=got["--repair"],
+        continuous=got["--continuous"],
+        rate=got["--rate"] or "",
         dirs={name: got[f"--{name.replace('_', '-')}"] for name in ("mars_dir", "run_dir", "dev_dir", "etc_dir")
               if got[f"--{name.replace('_', '-')}"]},
     )  # fmt: skip

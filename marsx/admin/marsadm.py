@@ -24,9 +24,9 @@ INTERRUPTED = 130
 
 def commands() -> dict[str, Command]:
     """The table of all commands, in the order of the help."""
-    from marsx.admin import cluster, logs, resource, roles, switches, view, waits
+    from marsx.admin import cluster, logs, resource, roles, switches, verify, view, waits
 
-    families = (cluster, resource, roles, switches, logs, waits, view)
+    families = (cluster, resource, roles, switches, logs, verify, waits, view)
     return {row.name: row for module in families for row in module.COMMANDS}
 
 
@@ -109,8 +109,10 @@ def _check_arguments(row: Command, call: Call) -> None:
         raise UsageError(f"{row.name}: an argument is missing", usage)
     if len(call.args) > most:
         raise UsageError(f"{row.name}: too many arguments: {' '.join(call.args[most:])[:80]}", usage)
-    if call.options.host and row.name not in ("leave-resource", "leave-cluster"):
-        raise UsageError(f"{row.name} cannot act for another host", "--host is for leave-resource and leave-cluster")
+    if call.options.host and row.name not in ("leave-resource", "leave-cluster", "verify"):
+        raise UsageError(
+            f"{row.name} cannot act for another host", "--host is for leave-resource, leave-cluster and verify"
+        )
 
 
 def make_context(row: Command, call: Call) -> Context:

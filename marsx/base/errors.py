@@ -77,6 +77,12 @@ class PermissionDeniedError(MarsError):
     exit_code = 10
 
 
+class UnfinishedError(MarsError):
+    """A comparison ended before all was compared: nothing is proved."""
+
+    exit_code = 11
+
+
 def subclasses(root: type[MarsError] = MarsError) -> Iterator[type[MarsError]]:
     """`root` and every class below it, in order of definition."""
     yield root

@@ -56,6 +56,8 @@ _TABLE = (
     Tunable("do_fast_fullsync", 1, "bool", 0, 1, "compare before copying; 0 = copy everything"),
     Tunable("sync_limit", 0, "resources", 0, 10_000, "how many resources sync at once here; 0 = no limit"),
     Tunable("sync_fly", 8, "spans", 1, 256, "spans asked for at once"),
+    Tunable("sync_digest", 0, "", 0, 2,
+            "digests of sync and verify: 0 = XXH3-128, 1 = SHA-256, 2 = BLAKE2b (40 times slower, against malice)"),
     Tunable("copy_timeout", 180, "s", 1, 10**6, "a span not answered by then: connect again"),
     # Cluster and network.
     Tunable("start_patience_s", 5, "s", 0, 3600,

@@ -68,6 +68,7 @@ class Consumer:
         self.stock = given.stock
         self.fetch = Activity()
         self.sync = Activity()
+        self.verify = Activity()
         self.at: LogPos | None = None
         self.digest = ""
         self.copy: logcopy.LogCopy | None = None
@@ -154,6 +155,7 @@ class Consumer:
         at, digest = self.replayer.at, self.replayer.digest
         if digest or at != self.at:
             self.at, self.digest = at, digest
+        self.bound.moved()
 
     # ---- fetch ----
 
@@ -238,6 +240,7 @@ class Consumer:
 
     async def stop(self) -> None:
         """Stop everything; positions stay known."""
+        await self.verify.stop()
         await self.sync.stop()
         await self.fetch.stop()
         await self.stop_replay()

@@ -17,15 +17,35 @@ from marsx.base.errors import MarsError
 
 LOG = messages.get("daemon.control")
 LINE_MAX = 1 << 20
-Handler = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], Awaitable[dict[str, Any]]]
+
+
+class Progress:
+    """Lines of progress for who asked."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    def __call__(self, told: dict[str, Any]) -> None:
+        """For a few lines."""
+        self._writer.write(_line({"progress": told}))
+
+    async def later(self, told: dict[str, Any]) -> None:
+        """For many lines: waits until there is room."""
+        self(told)
+        await self._writer.drain()
+
+
+Handler = Callable[[dict[str, Any], Progress], Awaitable[dict[str, Any]]]
 
 
 class Control:
-    """`handlers`: cmd -> coroutine(request, progress) -> answer."""
+    """`handlers`: cmd -> coroutine(request, progress) -> answer. Those in `while_connected` are cancelled when who
+    asked goes away (Ctrl-C); all others come to their end."""
 
-    def __init__(self, path: str, handlers: dict[str, Handler]) -> None:
+    def __init__(self, path: str, handlers: dict[str, Handler], while_connected: frozenset[str] = frozenset()) -> None:
         self.path = path
         self._handlers = handlers
+        self._while_connected = while_connected
         self._server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,7 +78,10 @@ class Control:
                 line = await reader.readline()
                 if not line:
                     return
-                writer.write(await self._answer(line, lambda told: writer.write(_line({"progress": told}))))
+                answer = await self._answer(line, reader, Progress(writer))
+                if not answer:
+                    return
+                writer.write(answer)
                 await writer.drain()
         except (ConnectionError, ValueError, asyncio.LimitOverrunError):
             return
@@ -66,14 +89,31 @@ class Control:
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer(self, line: bytes, progress: Callable[[dict[str, Any]], None]) -> bytes:
+    async def _handle(self, handler: Handler, request: dict[str, Any], reader: asyncio.StreamReader,
+                      progress: Progress) -> dict[str, Any] | None:
+        """None: who asked has gone."""
+        if request["cmd"] not in self._while_connected:
+            return await handler(request, progress)
+        work: asyncio.Future[dict[str, Any]] = asyncio.ensure_future(handler(request, progress))
+        gone = asyncio.ensure_future(reader.read(1))  # nothing is due from there before the answer
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+            return work.result() if work.done() else None
+        finally:
+            both: tuple[asyncio.Future[Any], ...] = (work, gone)
+            for task in both:
+                task.cancel()
+            await asyncio.wait(both)
+
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader, progress: Progress) -> bytes:
         try:
             request = json.loads(line)
             handler = self._handlers[request["cmd"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return _line(_error("the request was not understood", "marsadm and marsd of the same mars.pyz?", 2))
         try:
-            return _line(await handler(request, progress))
+            answer = await self._handle(handler, request, reader, progress)
+            return b"" if answer is None else _line(answer)
         except MarsError as err:
             return _line(_error(err.text, err.hint, err.exit_code))
         except asyncio.CancelledError:

@@ -29,6 +29,7 @@ from marsx.daemon.producer import Producer
 from marsx.daemon.site import Site
 from marsx.daemon.spans import DiskSpans, resume_of, stale_sync
 from marsx.log import reader
+from marsx.peer.spanio import KINDS
 from marsx.peer.sync import sync_resource
 from marsx.peer.syncparts import SyncRestart
 from marsx.peer.wire import PeerError
@@ -118,7 +119,7 @@ class Runner:
         """A thread of the data plane has ended with an error: look at it."""
         self.site.loop.call_soon_threadsafe(self.kick)
 
-    def _span_trouble(self, text: str) -> None:
+    def span_trouble(self, text: str) -> None:
         """The data device failed under the sync, in the executor."""
         self.site.loop.call_soon_threadsafe(self._set_trouble, text)
 
@@ -435,6 +436,7 @@ class Runner:
             consumer.start_replay()
             self._facts({"is-replaying": "1"})
         if want.sync_from and not consumer.sync.running and consumer.replayer is not None:
+            await consumer.verify.stop()  # what a sync writes is ahead of replay
             consumer.sync.start(want.sync_from, self._sync(want.sync_from, consumer), f"sync {self.resource}")
             self._facts({"is-syncing": "1"})
         if consumer.parted:
@@ -477,6 +479,7 @@ class Runner:
                 fast=lambda: bool(settings.get("do_fast_fullsync")),
                 answer_timeout=float(settings.get("copy_timeout")),
                 fly=settings.get("sync_fly"),
+                kind=KINDS[settings.get("sync_digest")],
             )
         finally:
             await link.close()
@@ -498,7 +501,7 @@ class Runner:
             bound=consumer.bound,
             fetched=lambda: copy.point,
             replayed=lambda: consumer.at or copy.at,
-            on_trouble=self._span_trouble,
+            on_trouble=self.span_trouble,
         )
 
     async def begin_anew(self, at: LogPos) -> None:

@@ -2,8 +2,8 @@
 (`peer.syncparts` has the contracts).
 
     SpanGate      one per Primary: its readers, its flush, and the end of both before the Primary is closed
-    PrimarySpans  SpanSource, one per link
-    ReplayBound   the bound that a running sync sets on replay, also on a Replayer that begins later
+    PrimarySpans  SpanSource and VerifySource, one per link
+    ReplayBound   the bounds that sync and verify set on replay, also on a Replayer that begins later
     DiskSpans     SpanSink, one per run
 
 Invariants:
@@ -19,7 +19,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from marsx.base import durable, messages
@@ -41,6 +41,8 @@ from marsx.volume.replay import Replayer
 LOG = messages.get("daemon.spans")
 # A volume that fails while we wait for it wakes nobody: it is asked again.
 ASK_AGAIN = 1.0
+# Writers are held back no longer, whatever happens to the log meanwhile.
+STILL_S = 2.0
 
 
 class SpanGate:
@@ -52,6 +54,7 @@ class SpanGate:
         self._end = end
         self._executor = executor
         self._flush: asyncio.Task[None] | None = None
+        self._one_still = asyncio.Lock()
         self._inside = 0
         self._idle = threading.Condition()
 
@@ -101,6 +104,22 @@ class SpanGate:
                         await self._end.wait(functools.partial(self._is_beyond, here))
             before = here
             await self._kick()
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[Point]:
+        """The range lock of rule 17, over the whole device: no write is accepted inside, and all that was accepted
+        before is durable at the point given."""
+        async with self._one_still:
+            with self.volume() as volume:
+                volume.hold_writers(True)
+                try:
+                    async with asyncio.timeout(STILL_S):
+                        yield await self.reach(volume.appended_point())
+                except TimeoutError:
+                    raise MarsError(f"{self.env.resource}: the log did not become durable within {STILL_S:g} s",
+                                    "is /mars full, or its disk overloaded? try again") from None
+                finally:
+                    volume.hold_writers(False)
 
     def _is_beyond(self, address: int) -> bool:
         return self.durable_point()[0] > address
@@ -189,18 +208,32 @@ class PrimarySpans:
     async def durable(self, appended: int) -> Point:
         return await self._gate.reach(appended)
 
+    def settled(self) -> Point:
+        return self._gate.durable_point()[1]
+
+    def still(self) -> contextlib.AbstractAsyncContextManager[Point]:
+        return self._gate.still()
+
     async def close(self) -> None:
         await self._gate.flushed()
         self._logs.close()
 
 
 class ReplayBound:
-    """The bound of a resource's sync. Each Replayer is attached before its thread starts, and detached after its thread
-    has ended; a replay that does not run is bound anyway. All on the loop."""
+    """The bounds that sync, verify and repair set on a resource's replay; the lowest counts. Each Replayer is attached
+    before its thread starts, and detached after its thread has ended; a replay that does not run is bound anyway. All
+    on the loop, but for `upper`."""
 
     def __init__(self) -> None:
-        self.bound: LogPos | None = None
+        self._bounds: dict[str, LogPos] = {}
         self._replayer: Replayer | None = None
+        self._last: LogPos | None = None
+        self._moved = asyncio.Event()
+
+    @property
+    def bound(self) -> LogPos | None:
+        """The one in force."""
+        return min(self._bounds.values(), default=None)
 
     def attach(self, replayer: Replayer) -> None:
         """Before its thread starts."""
@@ -209,13 +242,35 @@ class ReplayBound:
 
     def detach(self) -> None:
         """After its thread has ended."""
+        if self._replayer is not None:
+            self._last = self._replayer.upper()
         self._replayer = None
+        self.moved()
 
-    def set(self, bound: LogPos | None, at: LogPos) -> bool:
-        """True when in force. `at`: the disk position, for a replay that does not run."""
-        self.bound = bound
-        upper = at if self._replayer is None else self._replayer.set_bound(bound)
+    def set(self, bound: LogPos | None, at: LogPos, who: str = "sync") -> bool:
+        """The bound of `who` is `bound` now; True when in force. `at`: the disk position, for a replay that does not
+        run."""
+        self._bounds.pop(who, None)
+        if bound is not None:
+            self._bounds[who] = bound
+        upper = at if self._replayer is None else self._replayer.set_bound(self.bound)
         return bound is None or upper <= bound
+
+    def upper(self) -> LogPos | None:
+        """Upper end of what replay may have written; None: it never ran. From any thread."""
+        replayer = self._replayer
+        return self._last if replayer is None else replayer.upper()
+
+    def moved(self) -> None:
+        """Replay has got on, or has ended."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def wait(self, timeout: float) -> None:
+        """Until the next `moved`, at most so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._moved.wait()
 
 
 class DiskSpans:

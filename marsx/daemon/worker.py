@@ -20,7 +20,7 @@ import marsx
 from marsx.base import messages
 from marsx.base.config import Paths, Settings
 from marsx.base.errors import MarsError, PreconditionError, TimeoutExpired, UsageError
-from marsx.daemon import commands, housekeeping
+from marsx.daemon import commands, housekeeping, verify
 from marsx.daemon.control import Control
 from marsx.daemon.exchange import Exchange
 from marsx.daemon.keeperlink import KeeperLink
@@ -33,6 +33,7 @@ from marsx.peer.join import JoinService
 from marsx.peer.link import Link, Tcp, Timing
 from marsx.peer.server import Peer, Server, Service
 from marsx.peer.token import TokenStore, create_token
+from marsx.peer.verify import VerifyService
 from marsx.peer.wire import Hello
 from marsx.tree import paths
 from marsx.tree.store import Entry, Store, open_lamport
@@ -126,7 +127,9 @@ class Worker:
                 "do": lambda request, progress: commands.do(self, request),
                 "positions": self._status,
                 "wait": self._wait,
+                "verify": lambda request, progress: verify.from_marsadm(self, request, progress.later),
             },
+            while_connected=frozenset({"verify"}),
         )
         self._server: Server | None = None
         self._watch: Watch | None = None
@@ -177,6 +180,8 @@ class Worker:
             "tree": self.exchange.service,
             "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
             "sync": sync.SyncService(self._span_source, self.executor),
+            "verify": VerifyService(self._span_source, self.executor),
+            verify.ASK: verify.VerifyAsk(self),
             "start": self.start_service,
             "join": JoinService(
                 self.files,
@@ -293,6 +298,7 @@ class Worker:
         if resource not in self.runners:
             self.runners[resource] = Runner(self.site, resource)
             self.runners[resource].start()
+            verify.tell_interrupted(self.runners[resource])
         return self.runners[resource]
 
     async def drop_runner(self, resource: str) -> None:

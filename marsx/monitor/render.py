@@ -113,9 +113,22 @@ def _node(node: Node, style: Style) -> Iterator[str]:
     )
     yield from _notes(node.replay_notes)
     yield from _bar(node.replay, style.terminal and node.replay_running and todo > 0)
+    yield from _verified(node)
     yield f"\tActual  : {_actual(node)}"
     yield f"\tSwitches: {_switches(node)}"
     yield from _notes(node.notes)
+
+
+def _verified(node: Node) -> Iterator[str]:
+    found = node.verified
+    if found is None:
+        return
+    healed = f", {found.repaired} bytes repaired" if found.repaired else ""
+    yield (
+        f"\tVerify  : {found.done} bytes ({found.done / TIB:.3f}TB) compared, {found.differs} bytes differ{healed}, "
+        f"{found.state} before {_duration(found.age_s)}"
+    )
+    yield from _notes(node.verify_notes)
 
 
 def _alive(node: Node) -> str:

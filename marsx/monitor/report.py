@@ -58,6 +58,18 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """The last verify of a replica. `state`: running, equal, differs, repaired, stopped or failed."""
+
+    state: str
+    source: str
+    done: int
+    differs: int
+    repaired: int
+    age_s: int
+
+
+@dataclass(frozen=True)
 class Node:
     """One host's part in a resource."""
 
@@ -88,11 +100,13 @@ class Node:
     attached: bool = False
     fetching: bool = False
     consistent: bool = False
+    verified: Verified | None = None
     switches: dict[str, bool] = field(default_factory=dict)
     device_notes: tuple[Note, ...] = ()
     sync_notes: tuple[Note, ...] = ()
     fetch_notes: tuple[Note, ...] = ()
     replay_notes: tuple[Note, ...] = ()
+    verify_notes: tuple[Note, ...] = ()
     notes: tuple[Note, ...] = ()
 
 
@@ -256,6 +270,7 @@ class _Builder:
             replay_rate=self._rate(host, "replay"), replay_running=running["replay"],
             device_on=self._is(host, "is-primary"), attached=self._is(host, "is-attached"),
             fetching=self._is(host, "is-copying"), consistent=view.consistent(name, host),
+            verified=self._verified(host),
             switches={key: view.todo(name, host, key) for key in ("attach", "connect", "sync", "allow-replay")},
         )  # fmt: skip
         return self._with_notes(node)
@@ -274,6 +289,7 @@ class _Builder:
             sync_notes=tuple(self._sync_notes(node)),
             fetch_notes=tuple(self._fetch_notes(node)),
             replay_notes=tuple(self._replay_notes(node)),
+            verify_notes=tuple(self._verify_notes(node)),
             notes=tuple(self._messages(node.host)),
         )
 
@@ -327,6 +343,28 @@ class _Builder:
             yield WORK, f"Replay in progress = {state}"
             if not node.device_on and self.newest and node.replay_log != self.newest.nr:
                 yield WORK, f"Replay now log-{node.replay_log:09d}"
+
+    def _verified(self, host: str) -> Verified | None:
+        facts = {key: self.view.actual(self.name, host, f"verify-{key}")
+                 for key in ("state", "source", "pos", "differs", "repaired", "time")}
+        if not facts["state"]:
+            return None
+        done, differs, repaired = (int(facts[key] or 0) for key in ("pos", "differs", "repaired"))
+        age = self.now_ns // 10**9 - int(facts["time"].partition(".")[0] or 0)
+        return Verified(facts["state"], facts["source"], done, differs, repaired, max(0, age))
+
+    def _verify_notes(self, node: Node) -> Iterator[Note]:
+        found = node.verified
+        if found is None:
+            return
+        left = found.differs - found.repaired
+        if found.state == "running":
+            yield WORK, f"Verify against {found.source} in progress"
+        elif found.state in ("stopped", "failed"):
+            yield HINT, f"Verify against {found.source} did not come to its end"
+        if left:
+            heal = f"marsadm verify {self.name} --host={node.host} --repair"
+            yield TODO, f"{left} bytes differ from {found.source}: {heal}"
 
     def _messages(self, host: str) -> Iterator[Note]:
         tags = {"err": TODO, "wrn": HINT, "inf": WORK}

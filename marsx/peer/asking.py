@@ -74,7 +74,7 @@ class Asking:
             asked = self._asked.pop(wire.take_int(frame.header, "id", 1, 2**53), None)
             if asked is None:
                 raise wire.WireError("an answer came that nobody waits for")
-            answer = Answer(syncparts.take_point(frame.header, ""), frame.header, frame.body)
+            answer = Answer(syncparts.take_point(frame.header, ""), frame.header, frame.body, asked.fetched)
             self._check_answer(answer)
             asked.arrived(answer, asyncio.get_running_loop().time())
 

@@ -287,11 +287,12 @@ def check_not_before(at: LogPos, fetched: LogPos) -> None:
 
 
 class Answer(NamedTuple):
-    """What came for one request; `point` is its L."""
+    """What came for one request; `point` is its L, `asked_at` its F."""
 
     point: Point
     header: dict[str, Any]
     body: memoryview
+    asked_at: LogPos
 
 
 def split_zeros(ranges: Ranges, answer: Answer) -> tuple[Ranges, Ranges]:

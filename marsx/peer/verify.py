@@ -86,6 +86,9 @@ class VerifySink(Protocol):
     def read(self, offset: int, buf: memoryview) -> None:
         """Fill buf (page aligned) from the device."""
 
+    def logs(self) -> contextlib.AbstractContextManager[None]:
+        """Own logs from what is fetched now on are kept while inside. Loop."""
+
     def touched(self, low: Point, upto: LogPos, offset: int, length: int, block: int) -> bytes:
         """One byte for each block of the range: 1 if a record of the own log in (low, upto] touches it."""
 
@@ -324,16 +327,19 @@ class Verify(Asking):
 
     async def _look(self, ranges: Ranges) -> tuple[Ranges, Ranges]:
         """(blocks that differ for sure, blocks that differ but are touched)."""
-        block = self._shape.block
-        answer = await self._ask(ranges, block)
-        low = syncparts.take_point(answer.header, "low")
-        self._check_low(low, answer)
-        await self._sink.reached(answer.point.at)
-        mine, upto = await self._call(self._read_and_note, ranges)
-        expect_digests(answer, mine)
-        return await run_blocking(self._executor, self._sort, ranges, spanio.differ(mine, answer.body), low, upto)
+        with self._sink.logs():
+            answer = await self._ask(ranges, self._shape.block)
+            low = syncparts.take_point(answer.header, "low")
+            self._check_low(low, answer)
+            await self._sink.reached(answer.point.at)
+            mine, upto = await self._call(self._read_and_note, ranges)
+            expect_digests(answer, mine)
+            runs = spanio.differ(mine, answer.body)
+            return await run_blocking(self._executor, self._sort, ranges, runs, low, upto)
 
     def _check_low(self, low: Point, answer: Answer) -> None:
+        """La lies behind what was fetched when it was asked for, so the logs from there on are here."""
+        syncparts.check_not_before(low.at, answer.asked_at)
         if low.is_hole or low.at > answer.point.at:
             raise wire.WireError(f"read between {low.at} and {answer.point.at}: that is no interval")
 

@@ -84,6 +84,10 @@ class Type(enum.IntEnum):
     START_ASK = 80
     START_GRANT = 81
 
+    VERIFY_RUN = 96
+    VERIFY_TOLD = 97
+    VERIFY_END = 98
+
 
 class Reason(enum.StrEnum):
     """Why a connection was not made, or ended: a word for programs (tree, metrics); people get the text beside it."""

@@ -82,7 +82,8 @@ _ACTUAL = {
     "is-primary": "switch", "has-emergency": "switch", "is-emergency": "switch", "if-on": "switch",
     "open-count": "number", "if-flying": "number", "if-state": "signed", "if-completion-stamp": "stamp",
     "disk-error": "signed", "replay-code": "signed", "granted": "granted", "incarnation": "token",
-    "fetched": "position",
+    "fetched": "position", "verify-state": "token", "verify-source": "host", "verify-pos": "number",
+    "verify-differs": "number", "verify-repaired": "number", "verify-time": "stamp",
     **{f"{what}-{which}_rate": "number" for what in ("ops", "amount") for which in ("sync", "file", "replay", "if")},
 }
 

@@ -72,6 +72,11 @@ class Replayer:
             self._wake.notify_all()
             return self._upper
 
+    def upper(self) -> LogPos:
+        """Upper end of what may be on the disk already. From any thread."""
+        with self._wake:
+            return self._upper
+
     @property
     def _upper(self) -> LogPos:
         return self._window_end if self._busy else self.at

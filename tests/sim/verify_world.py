@@ -145,6 +145,9 @@ class ModelSink:
             buf[at:at + BLOCK] = contents(self.target.disk[(offset + at) // BLOCK])
             self.meanwhile()
 
+    def logs(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def touched(self, low: Point, upto: LogPos, offset: int, length: int, block: int) -> bytes:
         history, marks = self.target.history, bytearray(-(-length // block))
         first = history.index_of(low)
@@ -307,8 +310,8 @@ class VerifyWorld:
         """One run of the real coroutine."""
         link = self._serve(VerifyService(self._source, self.executor))
         try:
-            await verify_resource(link, "data", self.sink, self._found, executor=self.executor,  # type: ignore[arg-type]
-                                  ranges=ranges, shape=SHAPE)
+            await verify_resource(link, "data", self.sink, self._found, ranges=ranges,  # type: ignore[arg-type]
+                                  executor=self.executor, shape=SHAPE)
         finally:
             await link.close()
 

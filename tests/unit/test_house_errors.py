@@ -13,6 +13,7 @@ TOP = Path(__file__).resolve().parents[2]
 DESIGNED = {
     1: "MarsError", 2: "UsageError", 3: "PreconditionError", 4: "NotFoundError", 5: "TimeoutExpired",
     6: "DaemonDownError", 7: "PartlyFailedError", 8: "DamagedError", 9: "AuthError", 10: "PermissionDeniedError",
+    11: "UnfinishedError",
 }
 
 
