@@ -119,7 +119,7 @@ def test_log_shorter_than_the_disk_position(crashed):
     digest = reader.digest_at(rig.fds[1], rig.header, at.end)
     for size in (BLOCK + at.pos, BLOCK, BLOCK + at.end - 512):
         os.truncate(rig.path(), size)
-        with pytest.raises(DamagedError, match="the file ends"):
+        with pytest.raises(DamagedError, match="not the end of a valid group"):
             recover(site, LogPos(1, HOST, at.end), digest)
     with pytest.raises(DamagedError, match="does not reach"):
         recover(site, LogPos(1, HOST, 100), digest)
