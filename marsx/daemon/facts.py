@@ -2,8 +2,8 @@
 
 The tree's store belongs to the loop's thread. A thread hands its entries over, waits until they are in the tree, and
 makes them durable itself where the contract wants it, so that a slow disk of /mars never holds up the loop. Order of
-calls = order in the tree (rule 19). What is wanted durable and cannot even be written (no space) is an error: nothing
-that needs the durable fact goes on without it (rules 12, 28).
+calls = order in the tree (rule 19). What is wanted durable and cannot even be written (no space) is a NoRoomError:
+nothing that needs the durable fact goes on without it (rules 12, 28); who waits for room is shown by `lacking`.
 
 The digest at the disk position stands in no tree entry. It is kept beside the tree in `local-HOST/position-RES`, a
 hint: it is believed only if the log confirms it (a group that starts there names it, or the scan finds it); without
@@ -26,6 +26,7 @@ from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
 from marsx.tree import paths
 from marsx.tree.store import Store
+from marsx.volume.env import NoRoomError
 
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -41,6 +42,7 @@ class Publisher:
         self._thread = threading.get_ident()
         self._resource = resource
         self._changed = changed
+        self.lacking = ""  # a message: what has to be durable and finds no room
         self._hint = os.path.join(store.root, paths.local_dir(store.host), f"position-{resource}")
 
     # ---- volume.env.Facts ----
@@ -71,8 +73,9 @@ class Publisher:
                 raise MarsError("marsd is ending: positions cannot be published any more") from err
             unwritten = done.result()
         if make_durable:
+            self.lacking = f"no room for positions: write-back, replay, sync wait ({unwritten})" if unwritten else ""
             if unwritten:
-                raise MarsError(f"{unwritten}: {self._resource} cannot go on", f"make space on {self._store.root}")
+                raise NoRoomError(f"{unwritten}: {self._resource} cannot go on", f"make room on {self._store.root}")
             by_dir: dict[str, list[str]] = {}
             for rel, value in items:
                 by_dir.setdefault(os.path.join(self._store.root, os.path.dirname(rel)), []).append(value)

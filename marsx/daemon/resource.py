@@ -540,6 +540,7 @@ class Runner:
 
     async def tick(self) -> None:
         """Every logger_report_interval_s: publish what moved."""
+        self.site.say(self.resource, "err-space-tree", self.publisher.lacking)
         if self.producer is not None:
             self.producer.publish()
             self.producer.check()

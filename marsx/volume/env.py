@@ -5,7 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
+
+NO_ROOM_PAUSE_S = 0.5
+
+
+class NoRoomError(MarsError):
+    """A position cannot be made durable because /mars is full. It is kept and written as soon as there is room."""
 
 
 class Facts(Protocol):
@@ -13,7 +20,8 @@ class Facts(Protocol):
     there)."""
 
     def dirty(self, at: LogPos, length: int) -> None:
-        """[at, at + length) is about to be written to the disk: durable before the first byte (rule 12)."""
+        """[at, at + length) is about to be written to the disk: durable before the first byte (rule 12). NoRoomError:
+        it is not yet, try again."""
 
     def replayed(self, at: LogPos, digest: str) -> None:
         """Everything before `at` is durable on the disk."""
@@ -43,6 +51,18 @@ class Env:
     writeback_bytes: int = 4 << 20              # write-back starts with so much, or after writeback_ms
     writeback_ms: int = 1000
     on_trouble: Callable[[str], None] = field(default=lambda text: None)
+
+
+def announce(env: Env, at: LogPos, length: int, pause: Callable[[float], bool]) -> bool:
+    """`dirty`, tried until /mars has room for it. False: `pause` (which waits so many seconds) said to stop, and
+    nothing may be written to the disk."""
+    while True:
+        try:
+            env.facts.dirty(at, length)
+            return True
+        except NoRoomError:
+            if pause(NO_ROOM_PAUSE_S):
+                return False
 
 
 def previous_point(pred: LogPos | None, pred_digest: str) -> str:

@@ -21,7 +21,7 @@ from marsx.base.position import LogPos, log_name
 from marsx.log import record, writer
 from marsx.log.record import FileHeader
 from marsx.volume import recovery
-from marsx.volume.env import Env, previous_point
+from marsx.volume.env import Env, announce, previous_point
 from marsx.volume.replay import apply_windows
 
 PREALLOCATE = 64 << 20
@@ -177,7 +177,8 @@ class Primary:
             return
         after = volume.writeback_cursor
         start = LogPos(after.nr, self._producer(after.nr), at.pos if at.nr == after.nr else 0)
-        self.env.facts.dirty(start, after.pos - start.pos)
+        if not announce(self.env, start, after.pos - start.pos, self._pause):
+            return
         window.apply(self.disk_fd)
         volume.finish_window(window)
         self.env.facts.replayed(LogPos(after.nr, start.producer, after.pos), after.digest.hex())
@@ -185,6 +186,10 @@ class Primary:
             self._fds.pop(nr, None)
             self._headers.pop(nr, None)
             os.close(fd)
+
+    def _pause(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return self._stopping
 
     def _producer(self, nr: int) -> str:
         return self._headers[nr].producer

@@ -16,7 +16,7 @@ from marsx.base.errors import DamagedError, MarsError
 from marsx.base.position import LogPos
 from marsx.log import reader
 from marsx.log.record import FileHeader
-from marsx.volume.env import Env
+from marsx.volume.env import Env, announce
 
 
 def apply_windows(env: Env, window: marsreplay.Window, fd: int, header: FileHeader, cursor: marsreplay.Cursor,
@@ -108,6 +108,10 @@ class Replayer:
     def _limit(self) -> LogPos:
         return self._fetched if self._bound is None else min(self._fetched, self._bound)
 
+    def _pause(self, seconds: float) -> bool:
+        with self._wake:
+            return self._wake.wait_for(lambda: self._stop, seconds)
+
     def _wait(self) -> bool:
         with self._wake:
             while not self._stop and not self._limit() > self.at:
@@ -139,7 +143,8 @@ class Replayer:
                                    "fetch the log again: marsadm invalidate, or remove the file when a peer has it")
             new = LogPos(header.nr, header.producer, self._cursor.pos)
             digest = self._cursor.digest.hex()
-            self.env.facts.dirty(self.at, new.pos - self.at.pos)
+            if not announce(self.env, self.at, new.pos - self.at.pos, self._pause):
+                return
             window.apply(self.disk_fd)
             self.env.facts.replayed(new, digest)
             with self._wake:

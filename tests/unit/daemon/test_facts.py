@@ -17,6 +17,7 @@ from marsx.base.position import LogPos
 from marsx.daemon.facts import Publisher
 from marsx.tree import paths
 from marsx.tree.store import Store
+from marsx.volume.env import NoRoomError
 
 R, D = "r", "d" * 32
 REPLAY = paths.replay(R, "a")
@@ -106,7 +107,7 @@ def test_no_space_is_no_success(store: Store, monkeypatch: pytest.MonkeyPatch) -
         publisher.replayed(LogPos(1, "a", 4096), D)  # may wait in memory
         publisher.dirty(LogPos(1, "a", 4096), 4096)
     errors, _ = in_thread(store, body)
-    assert [type(err) for err in errors] == [MarsError] and "make space" in errors[0].hint
+    assert [type(err) for err in errors] == [NoRoomError] and "make room" in errors[0].hint
     assert os.readlink(f"{store.root}/{REPLAY}") == "log-000000001-a,0,4096"
 
 
