@@ -15,16 +15,18 @@ LINTED := setup.py marsx tools tests $(wildcard bench)
 ARGS ?=
 # Most tests wait for something; parts of a file stay together as long as there is work.
 PARALLEL ?= -n 3 --dist worksteal
-# Seed of simulations and of the fuzzer: make sim SEED=7; and how long that one runs: make fuzz SECONDS=600
+# Seed of simulations, kill rounds and fuzzer: make sim SEED=7
 SEED ?= 1
+# How long `make fuzz` runs, and how many kill rounds `make test-long` plays.
 SECONDS ?= 60
+ROUNDS ?= 200
 
 # Where it is set, every start of a program compiles all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build pyz test unit check lint types sim sim-long mutants fuzz bench demo errors annotate clean \
-	distclean
+.PHONY: help deps build pyz test test-long unit check lint types sim sim-long mutants fuzz bench demo errors annotate \
+	clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +51,10 @@ mars.pyz: $(PYZ_SOURCES) $(EXTENSIONS) | $(DEPS)
 
 test: build pyz ## all tests (what needs root or a device that is not there is skipped, with the reason)
 	$(PY) -m pytest $(PARALLEL) $(ARGS)
+
+test-long: build pyz ## kill rounds (ROUNDS=200 SEED=n), then the other long runs: half an hour and more
+	MARS_ROUNDS=$(ROUNDS) MARS_SEED=$(SEED) $(PY) -m pytest -s tests/cluster/test_rounds.py $(ARGS)
+	$(MAKE) mutants sim-long
 
 unit: build ## only the fast tests
 	$(PY) -m pytest tests/unit $(ARGS)
