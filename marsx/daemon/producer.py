@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 from functools import partial
+from typing import Any
 
 from marsx.base import messages
 from marsx.base.errors import MarsError
@@ -130,13 +131,10 @@ class Producer:
         if volume is None:
             return
         state = volume.state
-        text = ""
-        if state["failed"]:
-            what = FAILURES.get(state["fail_where"], "the volume")
-            why = os.strerror(state["failed"])
-            text = f"{what} failed: {why}. All writes get errors; after repair: marsd stop, marsd start"
-        elif self.primary.error:
-            text = f"{self.primary.error}. Reads and writes go on, the log grows; after repair: marsd stop, marsd start"
+        text = self._broken(state)
+        if text:
+            effect = "All writes get errors" if state["failed"] else "Reads and writes go on, the log grows"
+            text = f"{text}. {effect}; after repair: marsd stop, marsd start"
         self.site.say(self.resource, "err-device", text)
         self.site.say(
             self.resource,
@@ -145,6 +143,12 @@ class Producer:
             if state["stalled_ns"]
             else "",
         )
+
+    def _broken(self, state: dict[str, Any]) -> str:
+        """What failed for good, "" if nothing did."""
+        if state["failed"]:
+            return f"{FAILURES.get(state['fail_where'], 'the volume')} failed: {os.strerror(state['failed'])}"
+        return self.primary.error
 
     def publish(self) -> None:
         """The version link, when it moved (called every logger_report_interval_s)."""
@@ -182,8 +186,14 @@ class Producer:
         return []
 
     async def finish(self) -> tuple[LogPos, str]:
-        """After the device is gone: end the log, write everything back, publish durably."""
-        end, digest = await self.site.blocking(self.primary.end)
+        """After the device is gone: end the log, write everything back, publish durably. MarsError when that cannot be
+        done any more: then the role stays."""
+        try:
+            end, digest = await self.site.blocking(self.primary.end)
+        except (MarsError, OSError) as err:
+            why = self._broken(self.primary.volume.state if self.primary.volume else {"failed": 0}) or str(err)
+            raise MarsError(f"{self.resource}: the log cannot be ended: {why}", "after repair: marsd stop, marsd start"
+                            ) from err
         header, host = self.primary.header, self.site.host
         await self.close()
         writer.drop_spare(self.env.directory)
@@ -194,8 +204,18 @@ class Producer:
         self.stock.move(end, digest)
         return end, digest
 
+    async def finish_if_possible(self) -> None:
+        """marsd stops, the device is gone: end the log, or leave it to the recovery of the next start."""
+        try:
+            await self.finish()
+        except MarsError as err:
+            LOG.warning("%s. Left to the recovery of the next start", err.text)
+            await self.close()
+
     async def close(self) -> None:
         """End the threads and let go of the files. The log stays as it is: recovery goes on from the disk position."""
+        if self.event_fd < 0:
+            return
         if self.gate is not None:
             await self.gate.shut()
         self.primary.request_stop()
@@ -204,3 +224,4 @@ class Producer:
         if not any(server.is_alive() for server in self._servers):
             self.primary.close()
         os.close(self.event_fd)
+        self.event_fd = -1

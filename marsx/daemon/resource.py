@@ -428,6 +428,7 @@ class Runner:
             await consumer.stop_replay()
             self._facts({"is-replaying": "0"})
             if consumer.trouble:
+                self._set_trouble(f"{consumer.trouble}. After repair: marsadm detach, attach {self.resource}")
                 return True
         if want.fetch_from and not consumer.fetch.running:
             consumer.start_fetch(want.fetch_from)
@@ -574,10 +575,7 @@ class Runner:
                 users = await self.producer.take_device_away()
                 if users and not force:
                     return users
-                if not users:
-                    await self.producer.finish()
-                else:
-                    await self.producer.close()
+                await (self.producer.close() if users else self.producer.finish_if_possible())
                 self.producer = None
                 self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
             await self.back.stop()

@@ -470,7 +470,17 @@ class Worker:
         os._exit(1)
 
     async def _stop(self, force: bool) -> None:
-        """Take all devices away first: one that is in use keeps everything running."""
+        """What hinders the end is told to who asked for it."""
+        try:
+            await self._take_all_away(force)
+        except (MarsError, OSError) as err:
+            LOG.exception("cannot stop")
+            self.site.shutting_down = False
+            await self._revive()
+            await self.site.keeper.call("stop-refused", reason=str(err))
+
+    async def _take_all_away(self, force: bool) -> None:
+        """All devices first: one that is in use keeps everything running."""
         for runner in list(self.runners.values()):
             users = await runner.users()
             if users and not force:
