@@ -46,8 +46,9 @@ static void set_up(void)
     }
 }
 
-static void lock_rules(void) { pthread_mutex_lock(&io_rules_lock); }
-static void unlock_rules(void) { pthread_mutex_unlock(&io_rules_lock); }
+static sigset_t fork_mask;
+static void lock_rules(void) { sigset_t before; io_lock(&before); fork_mask = before; }
+static void unlock_rules(void) { sigset_t before = fork_mask; io_unlock(&before); }
 
 __attribute__((constructor)) static void start(void)
 {
@@ -59,10 +60,11 @@ __attribute__((constructor)) static void start(void)
 static int wanted(enum io_op op)
 {
     int rules, e = errno;
+    sigset_t before;
     set_up();
-    pthread_mutex_lock(&io_rules_lock);
+    io_lock(&before);
     rules = io_rules_want(op);
-    pthread_mutex_unlock(&io_rules_lock);
+    io_unlock(&before);
     errno = e;
     return rules || (io_record_fd >= 0 && op != IO_READ);
 }

@@ -56,6 +56,21 @@ static struct stat io_rules_stat;
 static pthread_mutex_t io_rules_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t io_random_state = 88172645463325252ull;
 
+/* No signal meanwhile: a handler may write too (Python's wake-up descriptor), and would wait for itself. */
+static void io_lock(sigset_t *before)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, before);
+    pthread_mutex_lock(&io_rules_lock);
+}
+
+static void io_unlock(const sigset_t *before)
+{
+    pthread_mutex_unlock(&io_rules_lock);
+    pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
 static void io_die(const char *why, const char *what)
 {
     dprintf(2, "iolayer: %s: %s\n", why, what);
@@ -217,7 +232,8 @@ static struct io_act io_apply_rules(enum io_op op, const char *path, const char 
 {
     struct io_act act = {0, 0, 0, 0};
     int kill_now = 0, e = errno;
-    pthread_mutex_lock(&io_rules_lock);
+    sigset_t before;
+    io_lock(&before);
     for (int i = 0; i < io_n_rules; i++) {
         struct io_rule *r = &io_rules[i];
         if (!io_rule_hits(r, op, path, path2))
@@ -232,7 +248,7 @@ static struct io_act io_apply_rules(enum io_op op, const char *path, const char 
         act.kill_after |= r->kill_after;
         kill_now |= r->kill;
     }
-    pthread_mutex_unlock(&io_rules_lock);
+    io_unlock(&before);
     if (kill_now)
         kill(getpid(), SIGKILL);
     errno = e;
