@@ -308,6 +308,7 @@ cdef class Volume(Log):
         with nogil:
             pthread_mutex_lock(&self.log.lock)
             limit = mars_log_settled(&self.log)
+            w.hurry = self.index.free_count < self.index.nodes // 2     # writers wait when the index is full
             pthread_mutex_unlock(&self.log.lock)
             w.clear()
             rc = self.fill(w, c, limit)
@@ -360,7 +361,7 @@ cdef class Volume(Log):
             rc = self.get_bytes(w.buf + w.used + MARS_BLOCK, v + MARS_BLOCK, n - MARS_BLOCK)
             if rc < 0:
                 return rc
-            rc = w.take_group(n, c)
+            rc = w.take_group(w.used, n, c)
             if rc != MARS_SCAN_OK:
                 return rc if rc < 0 else NOT_VALID
             v += n
@@ -389,7 +390,7 @@ cdef class Volume(Log):
     def finish_window(self, Window w):
         """The window's bytes are durable on the data device: forget them in the shadow, move the disk position.
         Returns (log number, POS)."""
-        cdef uint64_t end = self.writeback + w.used
+        cdef uint64_t end = self.writeback + w.log_bytes
         cdef int rc
         with nogil:
             pthread_mutex_lock(&self.log.lock)

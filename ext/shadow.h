@@ -7,7 +7,8 @@
  * Invariants:
  *   extents are non-empty, sorted by start, and never overlap;
  *   every key in child i of an inner node is >= key[i] (key[0] counts as minus infinity) and < key[i+1];
- *   no leaf but the root is empty; leaves are linked in order.
+ *   no leaf but the root is empty; leaves are linked in order; a leaf that gets half empty is joined with its
+ *   neighbour, so that what is taken out of the map gives nodes back soon and not only when a whole leaf is gone.
  *
  * Functions return 0 or a negative errno. shadow_put may need up to two new extents; it refuses with -ENOSPC, and
  * changes nothing, while the pool could not take the worst case.
@@ -279,6 +280,28 @@ static inline void shadow_insert(struct shadow *s, const struct shadow_extent *e
     shadow_add_child(s, &p, (int)p.depth - 2, right->u.leaf.ext[0].start, m);
 }
 
+/* A leaf on the path that has few extents left takes those of its right neighbour below the same parent, or gives its
+ * own to the left one. The slot of the leaf that is empty now, or -1: nothing was joined. */
+static inline int shadow_join(struct shadow *s, const struct shadow_path *p)
+{
+    int d = (int)p->depth - 1, at = p->slot[d - 1];
+    const struct shadow_node *parent = &s->node[p->node[d - 1]];
+    if (s->node[p->node[d]].count >= SHADOW_FAN / 2)
+        return -1;
+    for (int left = at; left >= 0 && left >= at - 1; left--) {
+        if (left + 1 >= parent->count)
+            continue;
+        struct shadow_node *a = &s->node[parent->u.inner.child[left]], *b = &s->node[parent->u.inner.child[left + 1]];
+        if (a->count + b->count > 7 * SHADOW_FAN / 8)
+            continue;
+        memcpy(&a->u.leaf.ext[a->count], b->u.leaf.ext, b->count * sizeof(struct shadow_extent));
+        a->count = (uint16_t)(a->count + b->count);
+        b->count = 0;
+        return left + 1;
+    }
+    return -1;
+}
+
 /* Remove the extent that starts at `start` (it must exist). */
 static inline void shadow_remove(struct shadow *s, uint64_t start)
 {
@@ -291,8 +314,17 @@ static inline void shadow_remove(struct shadow *s, uint64_t start)
     s->extents--;
     s->covered -= node->u.leaf.ext[at].end - node->u.leaf.ext[at].start;
     memmove(&node->u.leaf.ext[at], &node->u.leaf.ext[at + 1], (node->count - at - 1) * sizeof(struct shadow_extent));
-    if (--node->count || d == 0)
+    node->count--;
+    if (d == 0)
         return;
+    if (node->count) {
+        int empty = shadow_join(s, &p);
+        if (empty < 0)
+            return;
+        p.slot[d - 1] = (uint16_t)empty;
+        n = s->node[p.node[d - 1]].u.inner.child[empty];
+        node = &s->node[n];
+    }
     if (node->u.leaf.prev != SHADOW_NIL)
         s->node[node->u.leaf.prev].u.leaf.next = node->u.leaf.next;
     if (node->u.leaf.next != SHADOW_NIL)

@@ -108,7 +108,7 @@ class Primary:
         """The index cannot hold the backlog: write the oldest log's windows to the disk before serving."""
         log = logs[0] if logs[0].end > logs[0].start or len(logs) == 1 else logs[1]
         cursor = marsreplay.Cursor(log.header.pack(), log.start, bytes.fromhex(log.start_digest))
-        window = marsreplay.Window(self.env.window_bytes)
+        window = marsreplay.Window(self.env.window_bytes // 2)
         done = apply_windows(self.env, window, log.fd, log.header, cursor, log.end, self.disk_fd, max_windows=16)
         return done
 
@@ -153,13 +153,15 @@ class Primary:
         """Thread: windows of durable groups to the data device, until end() or an error (which stops the resource,
         named)."""
         assert self.volume is not None
-        window = marsreplay.Window(self.env.window_bytes)
+        window = marsreplay.Window(self.env.window_bytes // 2)
         try:
             while not self._stopping:
                 have = self.volume.wait_work(1 if self._drain.is_set() else self.env.writeback_bytes,
                                              50 if self._drain.is_set() else self.env.writeback_ms)
                 if have and not self._stopping:
                     self._write_back(window)
+                if not have:
+                    window.rest()
                 if self._drain.is_set() and not self.volume.state["writeback_rest"]:
                     self._drained.set()
         except (OSError, ValueError, MarsError) as err:
@@ -179,7 +181,7 @@ class Primary:
         start = LogPos(after.nr, self._producer(after.nr), at.pos if at.nr == after.nr else 0)
         if not announce(self.env, start, after.pos - start.pos, self._pause):
             return
-        window.apply(self.disk_fd)
+        window.apply(self.disk_fd, self.env.fly)
         volume.finish_window(window)
         self.env.facts.replayed(LogPos(after.nr, start.producer, after.pos), after.digest.hex())
         for nr, fd in volume.drop_logs():

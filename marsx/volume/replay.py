@@ -1,8 +1,10 @@
 """Replay: bring fetched log to the data device of a secondary, window by window.
 
+While one window is written the next one is loaded (`marsreplay`); what was loaded counts for nothing before its turn.
+
 Invariants (rules 2, 12, and the sync bound of design D 5):
-    replayed <= fetched; a window never reaches beyond the bound that running syncs set
-    POS, LEN durable before a window is written; POS moves, LEN = 0, after its flush
+    replayed <= fetched; a window never reaches beyond the bound that running syncs set when it is begun to be written
+    POS, LEN durable before a window is written; POS moves, LEN = 0, after its flush; only then the next is begun
     at a log's end, which only its successor's header can say, replay goes on at POS 0 of the successor
 """
 from __future__ import annotations
@@ -18,6 +20,28 @@ from marsx.log import reader
 from marsx.log.record import FileHeader
 from marsx.volume.env import Env, announce
 
+REST_S = 2.0        # without work: the windows' memory is given back
+
+
+class Pair:
+    """Two windows: the one of the moment, and the one that is loaded meanwhile (with its cursor)."""
+
+    def __init__(self, size: int) -> None:
+        self.now, self.next = marsreplay.Window(size), marsreplay.Window(size)
+        self.cursor: marsreplay.Cursor | None = None
+
+    def begin(self, fd: int, cursor: marsreplay.Cursor, limit: int) -> None:
+        """The next window goes on behind `cursor`."""
+        self.cursor = cursor.copy()
+        self.next.begin(fd, self.cursor, limit)
+
+    def turn(self) -> marsreplay.Cursor:
+        """What was begun is the window of the moment; its cursor."""
+        cursor, self.cursor = self.cursor, None
+        assert cursor is not None
+        self.now, self.next = self.next, self.now
+        return cursor
+
 
 def apply_windows(env: Env, window: marsreplay.Window, fd: int, header: FileHeader, cursor: marsreplay.Cursor,
                   limit: int, disk_fd: int, max_windows: int = 0) -> LogPos:
@@ -31,7 +55,7 @@ def apply_windows(env: Env, window: marsreplay.Window, fd: int, header: FileHead
             raise DamagedError(f"{header.name} cannot be replayed at position {start.pos} (code {code})",
                                "fetch the log again: marsadm invalidate, or remove the file when a peer has it")
         env.facts.dirty(start, cursor.pos - start.pos)
-        window.apply(disk_fd)
+        window.apply(disk_fd, env.fly)
         env.facts.replayed(LogPos(header.nr, header.producer, cursor.pos), cursor.digest.hex())
         done += 1
     return LogPos(header.nr, header.producer, cursor.pos)
@@ -89,11 +113,14 @@ class Replayer:
 
     def body(self) -> None:
         """Thread."""
-        window = None
+        pair: Pair | None = None
         try:
-            while self._wait():
-                window = window or marsreplay.Window(self.env.window_bytes)
-                self._step(window)
+            while not self._stop:
+                if self._wait(REST_S if pair else None):
+                    pair = pair or Pair(self.env.window_bytes)
+                    self._step(pair)
+                else:
+                    pair = None
         except (OSError, MarsError, ValueError) as err:
             self.error, self.damaged = f"replay stopped: {err}", isinstance(err, DamagedError)
             self.env.on_trouble(self.error)
@@ -112,13 +139,13 @@ class Replayer:
         with self._wake:
             return self._wake.wait_for(lambda: self._stop, seconds)
 
-    def _wait(self) -> bool:
+    def _wait(self, patience: float | None) -> bool:
+        """True: there is something to do. False: nothing for so long, or the end is asked for."""
         with self._wake:
-            while not self._stop and not self._limit() > self.at:
-                self._wake.wait()
-            return not self._stop
+            self._wake.wait_for(lambda: self._stop or self._limit() > self.at, patience)
+            return not self._stop and self._limit() > self.at
 
-    def _step(self, window: marsreplay.Window) -> None:
+    def _step(self, pair: Pair) -> None:
         """One window, or the step over the end of a log."""
         if self._log is None:
             self._open()
@@ -131,29 +158,39 @@ class Replayer:
             if limit.nr > header.nr:
                 self._next_log(header, end)
             return
-        with self._wake:
-            if self._limit() < limit:
-                return                      # a lower bound was set meanwhile: look again
-            self._busy = True
-            self._window_end = LogPos(header.nr, header.producer, end)
+        if pair.cursor is None:
+            pair.begin(self._log.fd, self._cursor, end)
+        cursor = pair.turn()
+        groups, code = pair.now.finish()
+        if not groups:
+            raise DamagedError(f"{header.name} cannot be replayed at position {self.at.pos} (code {code})",
+                               "fetch the log again: marsadm invalidate, or remove the file when a peer has it")
+        new = LogPos(header.nr, header.producer, cursor.pos)
+        if not self._may_write(new):
+            return                          # a lower bound was set meanwhile: this window is dropped, look again
         try:
-            groups, code = window.load(self._log.fd, self._cursor, end)
-            if not groups:
-                raise DamagedError(f"{header.name} cannot be replayed at position {self.at.pos} (code {code})",
-                                   "fetch the log again: marsadm invalidate, or remove the file when a peer has it")
-            new = LogPos(header.nr, header.producer, self._cursor.pos)
-            digest = self._cursor.digest.hex()
             if not announce(self.env, self.at, new.pos - self.at.pos, self._pause):
                 return
-            window.apply(self.disk_fd)
-            self.env.facts.replayed(new, digest)
+            if new.pos < end:
+                pair.begin(self._log.fd, cursor, end)
+            pair.now.apply(self.disk_fd, self.env.fly, pair.next if pair.cursor else None)
+            self.env.facts.replayed(new, cursor.digest.hex())
             with self._wake:
-                self.at, self.digest = new, digest
+                self.at, self.digest, self._cursor = new, cursor.digest.hex(), cursor
         finally:
             with self._wake:
                 self._busy = False
                 self._wake.notify_all()
         self.on_progress(new)
+
+    def _may_write(self, end: LogPos) -> bool:
+        """From now on everything up to `end` may be on the disk; False when the bound forbids it."""
+        with self._wake:
+            if self._limit() < end:
+                return False
+            self._busy = True
+            self._window_end = end
+            return True
 
     def _open(self) -> None:
         path = os.path.join(self.env.directory, self.at.log)

@@ -6,6 +6,7 @@
  *   null_wait()             until every thread has read ENODEV (the device is gone): 0, else errno
  *   null_count(op)          requests of that opcode so far; op 0: requests that were sent again
  *   null_tune(what, value)  1: microseconds before each WRITE's answer, 2: errno for FSYNC, 3: errno for READ
+ *   null_arm(size, turn, least, most)  from now on a disk with one arm (armdisk.h): bytes, and microseconds
  * No request allocates; buffers are prefaulted and locked, as the real server has to do it.
  */
 #define _GNU_SOURCE
@@ -18,6 +19,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "armdisk.h"
 
 #define MAX_WRITE (1u << 20)
 #define MAX_THREADS 64
@@ -124,6 +127,7 @@ static void on_read(struct server *s, uint64_t unique, const struct fuse_read_in
 		reply(s->fd, unique, (int)tuned[3], 0, 0);
 		return;
 	}
+	arm_pass(in->offset, in->size);
 	if (s->backing >= 0) {
 		got = pread(s->backing, s->out + 4096, in->size, (off_t)in->offset);
 		if (got < 0) {
@@ -143,6 +147,7 @@ static void on_write(struct server *s, uint64_t unique, const struct fuse_write_
 {
 	struct fuse_write_out out = { .size = in->size };
 
+	arm_pass(in->offset, in->size);
 	if (s->backing >= 0 && pwrite(s->backing, data, in->size, (off_t)in->offset) != (ssize_t)in->size) {
 		reply(s->fd, unique, EIO, 0, 0);
 		return;
@@ -294,4 +299,12 @@ uint64_t null_count(int op)
 void null_tune(int what, int64_t value)
 {
 	tuned[what & 7] = value;
+}
+
+void null_arm(double size, double turn_us, double least_us, double most_us)
+{
+	arm.turn_us = turn_us;
+	arm.seek_us[0] = least_us;
+	arm.seek_us[1] = most_us;
+	arm.size = size;
 }

@@ -25,7 +25,8 @@ def build(directory: str | Path) -> str:
     """Compile the server; the path of the library."""
     source = Path(__file__).with_name("nullserver.c")
     target = Path(directory) / "nullserver.so"
-    command = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", "-o", str(target), str(source)]
+    command = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", "-o", str(target), str(source),
+               "-lm"]
     subprocess.run(command, check=True)
     return str(target)
 
@@ -49,13 +50,18 @@ class NullServer:
     def count(self, op: int) -> int:
         return self._lib.null_count(op)
 
+    def arm(self, size: int, turn_us: float, least_us: float, most_us: float) -> None:
+        """From now on this is a disk with one arm, as armdisk.h has it."""
+        self._lib.null_arm(*map(ctypes.c_double, (size, turn_us, least_us, most_us)))
+
     def tune(self, what: int, value: int) -> None:
         self._lib.null_tune(what, ctypes.c_int64(value))
 
 
 @contextlib.contextmanager
-def null_device(library: str, name: str, size: int, *, block_size: int = 512, clones: int = 2) -> Iterator[str]:
-    """Path of a block device with nothing behind it; for measuring what the path to the worker alone costs."""
+def null_device(library: str, name: str, size: int, *, block_size: int = 512, clones: int = 2, backing: str = "",
+                delay_us: int = 0) -> Iterator[str]:
+    """Path of a block device with a file or nothing behind it; each write takes `delay_us`, `clones` at a time."""
     with tempfile.TemporaryDirectory(prefix="mars-null-") as links:
         front = FuseLoop(links)
         channel = front.create(name, clones)
@@ -63,7 +69,8 @@ def null_device(library: str, name: str, size: int, *, block_size: int = 512, cl
         if pid == 0:
             os.close(channel.mount)
             server = NullServer(library)
-            server.start(channel.fds, name)
+            server.tune(WRITE_DELAY_US, delay_us)
+            server.start(channel.fds, name, os.open(backing, os.O_RDWR | os.O_DIRECT) if backing else -1)
             os._exit(server.wait())
         attached = None
         try:

@@ -7,7 +7,6 @@ import random
 import pytest
 
 from marsx._ext import marsreplay
-from marsx.log import record
 from tests.fix_volume import BLOCK, MIB, Disk, apply, flip, read_groups
 
 
@@ -141,25 +140,125 @@ def test_errors_of_the_disk(logged, tmp_path):
         good.close()
 
 
-def test_many_records_are_split(make_rig):
-    """A window takes a bounded number of records, so its map cannot overflow; the next one goes on."""
-    rig = make_rig(4 * MIB)
-    rng = random.Random(3)
-    pos = 0
-    for _ in range(170):
+def test_overwrites_take_their_place_in_memory(make_rig):
+    """Newest wins inside the window, for every way in which records can cover each other; a log many times as long as
+    the window's memory becomes one window, and one write per block."""
+    rig, rng = make_rig(128 * 1024), random.Random(5)
+    for _ in range(3000):
+        rig.step(rng, 8192)
+    rig.volume.sync_now()
+    window, cursor = marsreplay.Window(512 * 1024), marsreplay.Cursor(rig.header.pack())
+    end, taken = rig.volume.state["durable"], 0
+    groups = read_groups(rig.path())
+    while cursor.pos < end:
+        count, code = window.load(rig.fds[1], cursor, end)
+        taken += count
+        assert count and not code and window.apply(rig.disk.fd) <= 128 * 1024
+        assert rig.disk.contents() == bytes(apply(bytearray(rig.before), groups[:taken]))
+    assert end > 16 * 512 * 1024 and taken == len(groups) and rig.disk.contents() == bytes(rig.twin)
+
+
+def test_a_window_has_an_end(make_rig):
+    """However well its data fit into memory, a window takes a bounded length of log: while it is written the disk is a
+    mixture (rule 12)."""
+    rig = make_rig(64 * 1024)
+    for i in range(600):
+        rig.write(0, bytes([i % 256]) * 4096)
+    rig.volume.sync_now()
+    window, cursor = marsreplay.Window(64 * 1024), marsreplay.Cursor(rig.header.pack())
+    ends = []
+    while cursor.pos < rig.volume.state["durable"]:
+        assert window.load(rig.fds[1], cursor, rig.volume.state["durable"])[1] == 0
+        assert window.stats[0] <= 16 * 64 * 1024 + 8192 and window.apply(rig.disk.fd) == 4096
+        ends.append(cursor.pos)
+        assert rig.disk.contents()[:1] == bytes([(cursor.pos // 8192 - 1) % 256])
+    assert len(ends) > 3
+
+
+@pytest.mark.parametrize("fly", [1, 3, 64])
+def test_loading_beside_the_writes(logged, fly):
+    """Rule 2: what is loaded while a window is written is not written with it; the next apply brings just that."""
+    rig, end = logged(steps=300)
+    groups = read_groups(rig.path())
+    now, following = marsreplay.Window(128 * 1024), marsreplay.Window(128 * 1024)
+    cursor = marsreplay.Cursor(rig.header.pack())
+    now.begin(rig.fds[1], cursor, end)
+    taken = windows = 0
+    while True:
+        count, code = now.finish()
+        assert count and code == 0
+        taken, windows = taken + count, windows + 1
+        assert cursor.pos == groups[taken - 1].end
+        more = cursor.pos < end
+        if more:
+            cursor = cursor.copy()
+            following.begin(rig.fds[1], cursor, end)
+        now.apply(rig.disk.fd, fly, following if more else None)
+        assert rig.disk.contents() == bytes(apply(bytearray(rig.before), groups[:taken]))
+        if not more:
+            break
+        now, following = following, now
+    assert windows > 3 and rig.disk.contents() == bytes(rig.twin)
+
+
+def test_what_goes_wrong_beside_the_writes(logged, tmp_path):
+    """A bad group or an unreadable file met while another window is written is told by finish(), not by apply()."""
+    rig, end = logged(steps=200)
+    groups = read_groups(rig.path())
+    flip(rig.path(), BLOCK + groups[150].pos + 13)
+    now, following = marsreplay.Window(8 * MIB), marsreplay.Window(8 * MIB)
+    cursor = marsreplay.Cursor(rig.header.pack())
+    assert now.load(rig.fds[1], cursor, groups[99].end)[0] == 100
+    following.begin(rig.fds[1], cursor, end)
+    assert now.apply(rig.disk.fd, 4, following) > 0
+    assert following.finish() == (50, code_of("crc")) and cursor.pos == groups[150].pos
+    unreadable = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    try:
+        following.begin(unreadable, marsreplay.Cursor(rig.header.pack()), end)
+        now.apply(rig.disk.fd, 4, following)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            following.finish()
+    finally:
+        os.close(unreadable)
+
+
+def test_windows_that_cannot_be_written(logged):
+    """A window beside itself, one that is not loaded, and numbers of writes that make no sense are refused."""
+    rig, end = logged(steps=5)
+    window, other = marsreplay.Window(), marsreplay.Window()
+    with pytest.raises(ValueError, match="begun"):
+        window.finish()
+    window.begin(rig.fds[1], marsreplay.Cursor(rig.header.pack()), end)
+    with pytest.raises(ValueError, match="loaded"):
+        window.apply(rig.disk.fd)
+    assert window.finish()[0] == 5
+    with pytest.raises(ValueError, match="beside another"):
+        window.apply(rig.disk.fd, 4, window)
+    for fly in (0, 1025):
+        with pytest.raises(ValueError, match="writes at a time"):
+            window.apply(rig.disk.fd, fly)
+    window.apply(rig.disk.fd, 4, other)
+    assert rig.disk.contents() == bytes(rig.twin)
+    window.rest()
+    assert window.empty and window.apply(rig.disk.fd) == 0
+    assert rig.disk.contents() == bytes(rig.twin)
+
+
+def test_the_map_never_overflows(make_rig):
+    """Small records all over the device: the window ends before its map is full; the next one goes on."""
+    rig, rng = make_rig(32 * MIB), random.Random(3)
+    for _ in range(200):
         rig.volume.freeze()                 # collects full groups of 97 records
         for _ in range(97):
-            at = 1024 * rng.randrange(4000)
-            rig.write(at, b"r" * 512)
+            rig.write(1024 * rng.randrange(32000), b"r" * 512)
         rig.volume.thaw()
     rig.volume.sync_now()
     end = rig.volume.state["durable"]
-    window, cursor = marsreplay.Window(64 * MIB), marsreplay.Cursor(rig.header.pack())
+    window, cursor = marsreplay.Window(16 * MIB), marsreplay.Cursor(rig.header.pack())
     first, code = window.load(rig.fds[1], cursor, end)
-    assert code == 0 and pos < cursor.pos < end and window.stats[1] <= 16384
+    assert code == 0 and 0 < cursor.pos < end < 16 * MIB and window.stats[3] > 4000
     window.apply(rig.disk.fd)
     second, _ = window.load(rig.fds[1], cursor, end)
     assert cursor.pos == end and first + second == len(read_groups(rig.path()))
     window.apply(rig.disk.fd)
     assert rig.disk.contents() == bytes(rig.twin)
-    assert record.MAX_RECORDS == 97

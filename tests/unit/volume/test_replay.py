@@ -3,13 +3,16 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import pytest
 
 from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
-from marsx.volume.replay import Replayer
+from marsx.volume import replay
+from marsx.volume.replay import Pair, Replayer
 from tests.fix_volume import BLOCK, HOST, MIB, Disk, Site, apply, flip, new_header, read_groups
 
 START = LogPos(1, HOST, 0)
@@ -36,6 +39,11 @@ class Running:
         with self.moved:
             assert self.moved.wait_for(lambda: self.replayer.at == at or self.replayer.error, 20)
         assert self.replayer.error == "" and self.replayer.at == at
+
+    def until_moved(self) -> None:
+        """Wait for the first step."""
+        with self.moved:
+            assert self.moved.wait_for(lambda: self.told, 20)
 
     def __enter__(self) -> Running:
         return self
@@ -141,6 +149,54 @@ def test_bound_of_a_sync(target):
         assert site.disk.contents() == prefix(rig, LogPos(1, HOST, rig.ends[1]))
         one.replayer.set_bound(None)
         one.until(end_of(rig))
+
+
+def test_a_bound_stops_what_is_loaded_already(target):
+    """A bound that comes while the next window is being loaded is not passed by that window (design D 5)."""
+    rig, site = target(window_bytes=64 * 1024)
+    groups = read_groups(rig.path())
+    bounds: list[LogPos] = []
+
+    def look(what: tuple) -> None:
+        if what[0] == "dirty" and not bounds:
+            end = what[1].pos + what[2]
+            bounds.append(LogPos(1, HOST, next(group.end for group in groups if group.pos == end)))
+            assert one.replayer.set_bound(bounds[0]) == LogPos(1, HOST, end)
+
+    site.facts.look = look
+    with Running(site) as one:
+        one.replayer.advance(end_of(rig))
+        one.until_moved()
+        one.until(bounds[0])
+        assert bounds[0] < end_of(rig) and site.disk.contents() == prefix(rig, bounds[0])
+        one.replayer.set_bound(None)
+        one.until(end_of(rig))
+    assert site.disk.contents() == bytes(rig.twin)
+
+
+def test_memory_is_given_back(target, monkeypatch):
+    """A replay without work keeps no windows; work that comes later is done."""
+    made: list[object] = []
+
+    class Noted(Pair):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(replay, "Pair", Noted)
+    monkeypatch.setattr(replay, "REST_S", 0.01)
+    rig, site = target()
+    middle = LogPos(1, HOST, read_groups(rig.path())[20].end)
+    with Running(site) as one:
+        one.replayer.advance(middle)
+        one.until(middle)
+        end = time.monotonic() + 20
+        while made[0]() is not None and time.monotonic() < end:
+            time.sleep(0.002)
+        assert made[0]() is None
+        one.replayer.advance(end_of(rig))
+        one.until(end_of(rig))
+    assert len(made) == 2 and site.disk.contents() == bytes(rig.twin)
 
 
 def test_bound_against_a_window_in_flight(target):

@@ -1,0 +1,99 @@
+"""A writer that never stops over a data device that cannot follow: the shadow's limit holds, writers are slowed down
+and none fails."""
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.device.nullserver import null_device
+from tests.fix_volume import MIB, Serving, WrittenFacts
+from tests.fix_volume import Site as VolumeSite
+
+SIZE = 32 * MIB
+INDEX = 256 * 1024
+EXTENTS_MOST = INDEX // 1304 * 32       # nodes of 1304 bytes hold up to 32 extents each
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse") or not os.path.exists("/dev/loop-control"),
+                       reason="needs root, /dev/fuse and /dev/loop-control"),
+]
+
+
+@dataclass
+class SlowDisk:
+    """A data device behind the null server: 4 writes at a time, each takes 2 ms."""
+
+    path: str
+    file: Path
+    fd: int
+    size: int = SIZE
+
+
+@pytest.fixture
+def slow_disk(tmp_path: Path, null_library: str) -> Iterator[SlowDisk]:
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(SIZE))
+    with null_device(null_library, f"slow{secrets.token_hex(4)}", SIZE, clones=4, backing=str(file),
+                     delay_us=2000) as path:
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            yield SlowDisk(path, file, fd)
+        finally:
+            os.close(fd)
+
+
+class Watcher:
+    """Looks at the volume again and again: the most extents, and the longest time without any answer to a write."""
+
+    def __init__(self, volume) -> None:
+        self.volume, self.most, self.longest, self.stop = volume, 0, 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._look)
+        self.thread.start()
+
+    def _look(self) -> None:
+        written, since = -1, time.monotonic()
+        while not self.stop.wait(0.005):
+            self.most = max(self.most, self.volume.state["extents"])
+            now, count = time.monotonic(), self.volume.counters["writes"]
+            self.longest = max(self.longest, now - since)
+            if count != written:
+                written, since = count, now
+
+    def end(self) -> None:
+        self.stop.set()
+        self.thread.join()
+
+
+def test_the_limit_of_the_shadow_holds(slow_disk, tmp_path, record_property):
+    """Design D 4: a full shadow slows writers down and never fails them; what they wrote is what the disk holds at the
+    end. How long they waited is recorded, and told by the report."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    site = VolumeSite(logs, slow_disk, WrittenFacts(), more={"index_bytes": INDEX, "writeback_bytes": 256 * 1024})
+    with Serving(site, first=True) as one:
+        volume, results = one.primary.volume, []
+        watcher = Watcher(volume)
+        writers = [threading.Thread(target=lambda seed=seed: results.append(
+            one.injector.run_writes(5000, 4096, 32, seed))) for seed in (1, 2)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        watcher.end()
+        assert [errors for _, errors in results] == [0, 0]
+        assert volume.counters["writes"] == 10_000
+        assert volume.counters["waits"] > 0, "the limit was never met: this proves nothing"
+        assert EXTENTS_MOST // 4 < watcher.most <= EXTENTS_MOST
+        record_property("longest_stall_s", round(watcher.longest, 3))
+        print(f"longest time without an answer: {watcher.longest * 1000:.0f} ms, extents at most {watcher.most}")
+        seen = one.logical()
+        one.primary.end()
+        assert site.trouble == [] and slow_disk.file.read_bytes() == seen
