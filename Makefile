@@ -76,11 +76,12 @@ sim-long: build ## the same, 1,000,000 states
 mutants: build ## take correctness rules out of a copy of the sources, one by one: the crash states must find each
 	$(PY) -m tests.crash.mutants $(ARGS)
 
-bench: build pyz ## measure everything into bench/report.json; bench/README.md says what the numbers mean
+bench: build pyz ## measure everything into bench/report.json (10 minutes); see bench/README.md
 	@mkdir -p build
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=build/bench.json --import-mode=importlib -q $(ARGS)
 	$(PY) bench/report.py build/bench.json
 	$(PY) bench/system.py
+	$(PY) bench/plot.py
 
 demo: build pyz ## two hosts on this machine replicate a live file system; every byte is compared
 	$(PY) tools/demo.py $(ARGS)

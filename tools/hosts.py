@@ -32,6 +32,7 @@ TOP = Path(__file__).resolve().parent.parent
 COMMANDS = ("marsadm", "marsd", "mars-status")
 MIB = 1 << 20
 TIMEOUT = 60.0
+MKFS = ("mkfs.ext4", "-q", "-F", "-I", "256", "-m", "0", "-E", "lazy_itable_init=1")
 
 
 class HostError(AssertionError):
@@ -156,7 +157,8 @@ def address(number: int) -> str:
 class Host:
     """One host: its own name, address, `/mars`, data device, and installed commands."""
 
-    def __init__(self, cluster: "Cluster", name: str, number: int, data_size: int, mars_size: int) -> None:
+    def __init__(self, cluster: "Cluster", name: str, number: int, data_size: int, mars_size: int,
+                 mars_device: str = "") -> None:
         self.cluster, self.name, self.number, self.ip = cluster, name, number, address(number)
         self.folder = cluster.folder / name
         self.folder.mkdir()
@@ -166,17 +168,19 @@ class Host:
         self.holder: Holder | None = None
         self.marsd_environment: dict[str, str] = {}             # more for `marsd start` (the I/O layer of tests/fault)
         try:
-            self._build(data_size, mars_size)
+            self._build(data_size, mars_size, mars_device)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, data_size: int, mars_size: int) -> None:
-        mars = self._loop("mars.img", mars_size, make_ext4=True)
+    def _build(self, data_size: int, mars_size: int, mars_device: str) -> None:
+        if mars_device:
+            _quiet([*MKFS, mars_device], 300)
+        mars = mars_device or self._loop("mars.img", mars_size, make_ext4=True).path
         self.data = self._loop("data.img", data_size)
         self.data_device = self.data.path
         needed = [str(TOP), sys.prefix, sys.base_prefix, str(self.folder)]
-        wanted = {"name": self.name, "needed": needed, "mars": mars.path, "hosts": self.cluster.addresses}
+        wanted = {"name": self.name, "needed": needed, "mars": mars, "hosts": self.cluster.addresses}
         self.holder = Holder(["--mount", "--net", "--uts", "--pid", "--fork"],
                              [sys.executable, "-IS", str(TOP / "tools/host_init.py"), json.dumps(wanted)])
         self.install(self.cluster.pyz)
@@ -186,7 +190,7 @@ class Host:
         if make_ext4:
             with open(file, "xb") as made:
                 made.truncate(size)
-            _quiet(["mkfs.ext4", "-q", "-F", "-I", "256", "-m", "0", "-E", "lazy_itable_init=1", str(file)])
+            _quiet([*MKFS, str(file)])
         loop = Loop(file, None if make_ext4 else size)
         self._loops.append(loop)
         return loop
@@ -430,7 +434,8 @@ class Cluster:
     """Some hosts and the switch between them, in one folder that is removed at the end."""
 
     def __init__(self, names: Iterable[str], pyz: Path | None = None, data_size: int = 256 * MIB,
-                 mars_size: int = 2048 * MIB, where: str | None = None) -> None:
+                 mars_size: int = 2048 * MIB, where: str | None = None, mars_device: str = "") -> None:
+        """mars_device: /mars of the (only) host is made on this block device instead of a sparse file."""
         names = list(names)
         self.pyz = pyz or TOP / "mars.pyz"
         self.folder = Path(tempfile.mkdtemp(prefix="marsx-hosts-", dir=where))
@@ -440,7 +445,7 @@ class Cluster:
         try:
             self._switch = Switch()
             for number, name in enumerate(names, 1):
-                self.hosts[name] = Host(self, name, number, data_size, mars_size)
+                self.hosts[name] = Host(self, name, number, data_size, mars_size, mars_device)
                 self.net.plug(name, self.hosts[name].holder.pid, number)
         except BaseException:
             self.close()

@@ -21,16 +21,17 @@ CHUNK = 1 << 20
 
 
 class Loop:
-    """A sparse file as a block device."""
+    """A sparse file, or a part of a file or block device, as a block device."""
 
-    def __init__(self, file: Path, size: int | None = None, direct: bool = True) -> None:
-        """Attach `file` (made with `size` bytes if given) to a free loop device."""
+    def __init__(self, file: Path, size: int | None = None, direct: bool = True,
+                 part: tuple[int, int] = (0, 0)) -> None:
+        """Attach `file` (made with `size` bytes if given) to a free loop device. part: offset and length of it."""
         self.file = file
         if size is not None:
             with open(file, "xb") as made:
                 made.truncate(size)
-        self.size = file.stat().st_size
-        self.fd, self.path = _attach(file, direct)
+        self.size = part[1] or file.stat().st_size
+        self.fd, self.path = _attach(file, direct, part)
 
     def close(self) -> None:
         """Let go; the device vanishes with its last user."""
@@ -43,9 +44,9 @@ class Loop:
         return backing_file(self.path) == str(self.file)
 
 
-def _attach(file: Path, direct: bool) -> tuple[int, str]:
+def _attach(file: Path, direct: bool, part: tuple[int, int]) -> tuple[int, str]:
     flags, shown = AUTOCLEAR | (DIRECT_IO if direct else 0), str(file).encode()[:63]
-    info = INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, shown, b"", b"", 0, 0)
+    info = INFO.pack(0, 0, 0, *part, 0, 0, 0, flags, shown, b"", b"", 0, 0)
     backing = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
