@@ -173,15 +173,14 @@ def many(options: Options) -> Iterator[Bench]:
         for number in range(MANY):
             name = f"r{number:03d}"
             scenario.create_resource(a, name, a._loops[-MANY + number].path)
-            a.run(f"marsadm secondary {name}")
             scenario.join_resource(b, name, b._loops[-MANY + number].path)
+            b.wait(lambda name=name: scenario.fully_synced(b, name), 60, f"the sync of {name}")
+            a.run(f"marsadm secondary {name}")          # a hundred primaries would need a hundred rings
         yield Bench(cluster, options, {})
 
 
 def idle_many(bench: Bench) -> None:
     """Processor time and memory of a marsd that is secondary of 100 resources with nothing to do."""
-    for number in range(MANY):
-        bench.b.wait(lambda number=number: scenario.fully_synced(bench.b, f"r{number:03d}"), 120, "the syncs")
     time.sleep(5)
     pids = [bench.b.worker(), bench.b.keeper()]
     before, began = sum(map(process_time, pids)), time.monotonic()

@@ -1,5 +1,7 @@
 """One primary by itself: what an application sees of /dev/mars, in bursts and for long."""
 
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -166,7 +168,7 @@ def recovery(bench: Bench) -> None:
             raise HostError("the device failed in the crash")
         clock(lambda: a.worker() not in (None, dead), 60)
     finally:
-        load.kill()
+        os.killpg(load.pid, signal.SIGKILL)             # fio is a grandchild
         load.communicate()
     bench.add("recovery after kill -9 under load, until the device answers", answered, "s",
               f"{log / MIB:.0f} MiB of log not written back")

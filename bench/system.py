@@ -11,7 +11,7 @@ Groups of measurements, each on a set-up of its own (hosts in name spaces, `tool
     many       100 resources; only when --only names it           bench/pairs.py
 
 Usage: system.py [--pyz=FILE] [--seconds=N] [--rounds=N] [--size-mib=N] [--only=WORD,...] [--to=FILE]
-A WORD names a group or a part of a measurement's name. Rows go to report.json as soon as a group is done.
+A WORD names a group or a part of a measurement's name. Rows go to report.json as soon as they are there.
 """
 
 import signal
@@ -40,6 +40,8 @@ def measure(group: Group, options: Options) -> list[Row]:
         for one in chosen:
             print(f"-------- {group.name}: {one.__doc__.splitlines()[0]}", flush=True)
             one(bench)
+            to = Path(options.to)
+            report.save(to, report.merge(report.load(to), bench.rows))
     print(f"-------- {group.name}: {time.monotonic() - began:.0f} s", flush=True)
     return bench.rows
 
@@ -50,12 +52,10 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # what was made is taken away then, too
     try:
         options = Options.parse(argv[1:])
-        to = Path(options.to)
         if not any(group.chosen(options.only) for group in GROUPS):
             raise ValueError(f"--only={options.only} names nothing; see the top of bench/system.py")
         for group in GROUPS:
             rows += measure(group, options)
-            report.save(to, report.merge(report.load(to), rows))
     except (HostError, OSError, ValueError) as problem:
         print(f"bench: {problem}", file=sys.stderr)
         return 1
