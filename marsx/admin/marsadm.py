@@ -24,9 +24,9 @@ INTERRUPTED = 130
 
 def commands() -> dict[str, Command]:
     """The table of all commands, in the order of the help."""
-    from marsx.admin import cluster, logs, resource, roles, switches, verify, view, waits
+    from marsx.admin import cluster, logs, resource, roles, switches, synclimits, verify, view, waits
 
-    families = (cluster, resource, roles, switches, logs, verify, waits, view)
+    families = (cluster, resource, roles, switches, synclimits, logs, verify, waits, view)
     return {row.name: row for module in families for row in module.COMMANDS}
 
 

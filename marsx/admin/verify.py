@@ -102,7 +102,10 @@ def verify(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
         shown.clear()
     if int(result.get("differs") or 0):
         missing = int(result["differs"]) - int(result.get("repaired") or 0)
-        raise MarsError(f"{resource}: {summary(result)}", f"marsadm verify {resource} --repair" if missing else "")
+        where = f" --host={options.host}" if options.host else ""
+        raise MarsError(
+            f"{resource}: {summary(result)}", f"marsadm verify {resource}{where} --repair" if missing else ""
+        )
     ctx.note(f"{resource}: {summary(result)}")
 
 

@@ -23,6 +23,7 @@ and fro.
 """
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from marsx.base.position import LogPos
@@ -221,18 +222,25 @@ def _fetch_source(view: View, resource: str, host: str, local: Local) -> str:
 def _plan_sync(view: View, resource: str, host: str, local: Local, want: Plan) -> None:
     if view.sync_rest(resource, host) <= 0:
         return
+    source, why = sync_source(view, resource, host, local.connected)
+    if source and local.sync_slots <= 0:
+        source, why = "", "waits for a free slot (sync limit)"
+    want.sync_from = source
+    if why:
+        want.why["sync"] = why
+
+
+def sync_source(view: View, resource: str, host: str, connected: Collection[str]) -> tuple[str, str]:
+    """(whom `host` would sync from, or why from nobody), if there were slots without end."""
     primary = view.designated(resource)
     if not view.todo(resource, host, "sync"):
-        want.why["sync"] = "switched off (marsadm resume-sync)"
-    elif not primary or primary == host:
-        want.why["sync"] = "no primary is designated that could be the source"
-    elif view.actual(resource, primary, "is-primary") != "1":
-        want.why["sync"] = f"{primary} is not primary yet"
-    elif primary not in local.connected:
-        want.why["sync"] = f"{primary} is not connected"
-    elif local.sync_slots <= 0:
-        want.why["sync"] = "waits for a free slot (sync limit)"
-    elif not view.todo(resource, host, "connect"):
-        want.why["sync"] = "waits for the log: fetch is switched off (marsadm connect)"
-    else:
-        want.sync_from = primary
+        return "", "switched off (marsadm resume-sync)"
+    if not primary or primary == host:
+        return "", "no primary is designated that could be the source"
+    if view.actual(resource, primary, "is-primary") != "1":
+        return "", f"{primary} is not primary yet"
+    if primary not in connected:
+        return "", f"{primary} is not connected"
+    if not view.todo(resource, host, "connect"):
+        return "", "waits for the log: fetch is switched off (marsadm connect)"
+    return primary, ""

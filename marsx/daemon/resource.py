@@ -480,6 +480,7 @@ class Runner:
                 fast=lambda: bool(settings.get("do_fast_fullsync")),
                 answer_timeout=float(settings.get("copy_timeout")),
                 fly=settings.get("sync_fly"),
+                bucket=self.site.fetch_bucket,
                 kind=KINDS[settings.get("sync_digest")],
             )
         finally:

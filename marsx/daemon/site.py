@@ -14,6 +14,7 @@ from marsx.base.config import Paths, Settings
 from marsx.base.lamport import Lamport
 from marsx.daemon.keeperlink import KeeperLink
 from marsx.peer.fetch import run_blocking
+from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.wire import Hello
 from marsx.tree import paths as names
@@ -47,7 +48,11 @@ class Site:
     restart: Callable[[str], None] = print
     started: float = field(default_factory=time.monotonic)
     shutting_down: bool = False
+    fetch_bucket: Bucket = field(init=False)
     _view: View | None = None
+
+    def __post_init__(self) -> None:
+        self.fetch_bucket = Bucket(lambda: self.settings.get("traffic_tuning/client_role_traffic_ratelimit_kb"))
 
     def view(self) -> View:
         """The tree at this moment (made anew after changes)."""

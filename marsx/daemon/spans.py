@@ -25,6 +25,7 @@ from typing import Any
 from marsx.base import durable, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError
 from marsx.base.position import LogPos
+from marsx.daemon.courtesy import Courtesy
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import End, Pins, Source
 from marsx.log import reader
@@ -54,6 +55,7 @@ class SpanGate:
         self._end = end
         self._executor = executor
         self._flush: asyncio.Task[None] | None = None
+        self.courtesy = Courtesy(self._writes)
         self._one_still = asyncio.Lock()
         self._inside = 0
         self._idle = threading.Condition()
@@ -74,10 +76,15 @@ class SpanGate:
                 self._inside -= 1
                 self._idle.notify_all()
 
+    def _writes(self) -> int:
+        volume = self._volume
+        return 0 if volume is None else volume.counters["writes"]
+
     async def shut(self) -> None:
         """To be called before the Primary is closed: returns when nobody reads. Links that ask again get an error."""
         with self._idle:
             self._volume = None
+        await self.courtesy.close()
         await run_blocking(self._executor, self._wait_idle)
 
     def _wait_idle(self) -> None:
@@ -192,6 +199,9 @@ class PrimarySpans:
                 return log.header.log_id.hex()
         except (NotFoundError, DamagedError):
             return ""
+
+    async def admit(self, amount: int) -> None:
+        await self._gate.courtesy.admit(amount)
 
     def read(self, offset: int, buf: memoryview) -> None:
         with self._gate.volume() as volume:

@@ -308,7 +308,7 @@ class VerifyRun:
         async with self._link(self._source(), "sync") as link:
             await repair_ranges(link, resource, self._repair_sink(consumer), ranges, executor=site.executor,
                                 answer_timeout=float(site.settings.get("copy_timeout")),
-                                fly=site.settings.get("sync_fly"))
+                                fly=site.settings.get("sync_fly"), bucket=site.fetch_bucket)
         still: Ranges = []
 
         async def note(found: Ranges) -> None:

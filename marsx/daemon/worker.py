@@ -25,11 +25,14 @@ from marsx.daemon.control import Control
 from marsx.daemon.exchange import Exchange
 from marsx.daemon.keeperlink import KeeperLink
 from marsx.daemon.mounts import MountWatch
+from marsx.daemon.plan import sync_source
 from marsx.daemon.resource import Runner
 from marsx.daemon.site import Site
+from marsx.daemon.slots import SyncSlots
 from marsx.daemon.spans import PrimarySpans
 from marsx.peer import client, fetch, sync, tls
 from marsx.peer.join import JoinService
+from marsx.peer.limit import Bucket
 from marsx.peer.link import Link, Tcp, Timing
 from marsx.peer.server import Peer, Server, Service
 from marsx.peer.token import TokenStore, create_token
@@ -137,6 +140,8 @@ class Worker:
         self._end: asyncio.Future[int] = self.loop.create_future()
         self._ticker: asyncio.Task[None] | None = None
         self._incarnation = os.urandom(8).hex()
+        self._slots = SyncSlots(time.monotonic)
+        self._served = Bucket(lambda: self.settings.get("traffic_tuning/server_role_traffic_ratelimit_kb"))
         self._context: ssl.SSLContext | None = None
         self._leftover: set[asyncio.Task[Any]] = set()
 
@@ -179,8 +184,8 @@ class Worker:
         services: dict[str, Service] = {
             "tree": self.exchange.service,
             "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
-            "sync": sync.SyncService(self._span_source, self.executor),
-            "verify": VerifyService(self._span_source, self.executor),
+            "sync": sync.SyncService(self._span_source, self.executor, self._served),
+            "verify": VerifyService(self._span_source, self.executor, self._served),
             verify.ASK: verify.VerifyAsk(self),
             "start": self.start_service,
             "join": JoinService(
@@ -347,15 +352,18 @@ class Worker:
         os._exit(1)
 
     def _sync_slots(self, resource: str) -> int:
-        limit = self.settings.get("sync_limit") or self.site.view().sync_limit(self.host)
+        view, settings = self.site.view(), self.settings
+        limit = settings.get("sync_limit") or view.sync_limit(self.host)
         if not limit:
             return 1
-        running = sum(
-            1
-            for res, r in self.runners.items()
-            if res != resource and r.consumer is not None and r.consumer.sync.running
-        )
-        return max(0, limit - running)
+        attached = {res: r.consumer for res, r in self.runners.items() if r.consumer is not None}
+        running = [res for res, consumer in attached.items() if consumer.sync.running]
+        reachable = self.site.reachable()
+        wanting = [res for res in attached if view.sync_rest(res, self.host) > 0
+                   and sync_source(view, res, self.host, reachable)[0]]
+        prefer = view.get(paths.host_default(self.host, "sync-pref-list")).split(",")
+        flip = settings.get("sync_flip_interval_sec")
+        return int(self._slots.may_sync(resource, wanting, running, limit, prefer, flip))
 
     # ---- time ----
 

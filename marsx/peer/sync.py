@@ -41,6 +41,7 @@ from marsx.log.chain import Point
 from marsx.peer import spanio, syncparts, wire
 from marsx.peer.asking import BUFFERS, Asked, Asking, expect_digests, own_digests
 from marsx.peer.fetch import run_blocking
+from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
 from marsx.peer.spanio import Buffers, in_group, to_the_end
@@ -81,11 +82,13 @@ class Serving:
 
     due: tuple[Type, ...] = (Type.SYNC_DIGESTS, Type.SYNC_DATA)
 
-    def __init__(self, link: Link, source: Any, executor: concurrent.futures.Executor | None) -> None:
+    def __init__(self, link: Link, source: Any, executor: concurrent.futures.Executor | None,
+                 bucket: Bucket | None = None) -> None:
         self.size = source.size
         self.source = source
         self._link = link
         self._executor = executor
+        self._bucket = bucket or Bucket(lambda: 0)
         self._slots = asyncio.Semaphore(SLOTS)
         self._buffers = Buffers(BUFFERS, SPAN_MAX)
 
@@ -99,6 +102,7 @@ class Serving:
 
     async def _answer(self, request: Request) -> None:
         try:
+            await self.source.admit(syncparts.total_of(request.ranges))
             async with self._buffers.one() as buf:
                 body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
             point = await self.source.durable(seen)
@@ -106,6 +110,7 @@ class Serving:
             header: dict[str, Any] = {"id": request.number, **syncparts.point_fields(point)}
             if zero:
                 header["zero"] = syncparts.flatten(zero)
+            await self._bucket.take(len(body))
             await self._link.send(Type.SYNC_ANSWER, header, body)
         finally:
             self._slots.release()
@@ -142,14 +147,16 @@ class Serving:
 
 class SyncService:
     """The `sync` service for `server.Server`. `source_for(resource, peer)` gives a new SpanSource, or raises MarsError
-    (unknown resource, peer is no member of it, not primary here). `executor` runs what blocks."""
+    (unknown resource, peer is no member of it, not primary here). `executor` runs what blocks, `bucket` limits what is
+    sent."""
 
     serving: type[Serving] = Serving
 
     def __init__(self, source_for: Callable[[str, Peer], SpanSource],
-                 executor: concurrent.futures.Executor | None = None) -> None:
+                 executor: concurrent.futures.Executor | None = None, bucket: Bucket | None = None) -> None:
         self._source_for = source_for
         self._executor = executor
+        self._bucket = bucket
 
     async def __call__(self, link: Link, peer: Peer) -> None:
         source: SpanSource | None = None
@@ -163,7 +170,7 @@ class SyncService:
                 await link.send(Type.SYNC_REFUSE, {"reason": refused.reason, "text": refused.text[:500],
                                                    "restart": refused.restart})
                 return
-            serving = self.serving(link, source, self._executor)
+            serving = self.serving(link, source, self._executor, self._bucket)
             await link.send(Type.SYNC_ACCEPT, {"size": serving.size})
             await in_group(serving.run)
         except PeerError as error:
@@ -179,14 +186,17 @@ class SyncService:
 async def sync_resource(link: Link, resource: str, sink: SpanSink, *,
                         executor: concurrent.futures.Executor | None = None, fast: Callable[[], bool] = lambda: True,
                         progress: Callable[[Progress], None] | None = None, answer_timeout: float = ANSWER_TIMEOUT,
-                        shape: Shape | None = None, fly: int = 8, kind: str = "xxh3") -> None:
+                        shape: Shape | None = None, fly: int = 8, kind: str = "xxh3",
+                        bucket: Bucket | None = None) -> None:
     """Sync from `sink.resume()` to the end; returns when syncstatus = size is durable. Cancel it to pause.
 
     Raises SyncRestart (see there), PeerError (what the source says to our points, or how the connection ended), or what
     the sink raised. `fast` False: copy without comparing (tunable do_fast_fullsync). `fly`: spans asked for at once, at
-    most (tunable sync_fly). `kind`: of the digests (tunable sync_digest). The link is for one run; the caller closes
-    it, but for a run that ends with questions open."""
-    await _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape(), fly, kind).run(resource)
+    most (tunable sync_fly). `kind`: of the digests (tunable sync_digest). `bucket`: limits the contents asked for.
+    The link is for one run; the caller closes it, but for a run that ends with questions open."""
+    run = _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape(), fly, kind)
+    run.bucket = bucket or run.bucket
+    await run.run(resource)
 
 
 class _Sync(Asking):
@@ -202,6 +212,7 @@ class _Sync(Asking):
         self._answer_timeout = answer_timeout
         self._shape = shape
         self._kind = kind
+        self.bucket = Bucket(lambda: 0)
         self._bounds: dict[int, LogPos] = {}
         self._in_force: LogPos | None = None
         self._last: Point | None = None
@@ -311,6 +322,7 @@ class _Sync(Asking):
         amount = syncparts.total_of(ranges)
         if not entered:
             await self._copy_pace.enter(amount)
+        await self.bucket.take(amount)
         async with self._ask(Type.SYNC_DATA, ranges, {}) as asked:
             answer = await asked.answer(self._answer_timeout)
             data, zero = syncparts.split_zeros(ranges, answer)
@@ -411,12 +423,12 @@ class _Sync(Asking):
 
 async def repair_ranges(link: Link, resource: str, sink: SpanSink, ranges: Ranges, *,
                         executor: concurrent.futures.Executor | None = None, answer_timeout: float = ANSWER_TIMEOUT,
-                        shape: Shape | None = None, fly: int = 8) -> None:
+                        shape: Shape | None = None, fly: int = 8, bucket: Bucket | None = None) -> None:
     """Fetch and write just these ranges (ascending) of a replica that is synced, by the rule of the sync: with bound,
     and with syncpos before each write (rules 14, 15, 17). syncstatus stays; the replica is consistent again when replay
     has passed syncpos. Returns when all is durable on the device."""
     repair = _Repair(link, sink, executor, lambda: False, None, answer_timeout, shape or Shape(), fly)
-    repair.ranges = ranges
+    repair.ranges, repair.bucket = ranges, bucket or repair.bucket
     await repair.run(resource)
 
 

@@ -87,6 +87,9 @@ class SpanSource(Protocol):
         """Do both lie in the own, durable history, and are the own contents consistent? An empty digest (zeros) at
         POS 0: the target has nothing of that log."""
 
+    async def admit(self, amount: int) -> None:
+        """Returns when a read of so many bytes may begin without harm to those who use the device. Loop."""
+
     def read(self, offset: int, buf: memoryview) -> None:
         """Fill buf (page aligned, whole sectors) with the newest contents."""
 

@@ -170,6 +170,7 @@ class _Serving(Serving):
             if request.still:
                 await self._answer_still(request)
                 return
+            await self.source.admit(syncparts.total_of(request.ranges))
             async with self._buffers.one() as buf:
                 low, body, seen = await run_blocking(self._executor, self._between, request, buf)
             await self._send(request, low, await self.source.durable(seen), body)

@@ -128,6 +128,9 @@ class MemorySource:
                 return Refused(Reason.SPLIT, f"{point.at} is not in the history here", restart=restart)
         return None
 
+    async def admit(self, amount: int) -> None:
+        pass
+
     def read(self, offset: int, buf: memoryview) -> None:
         if not self.primary.alive:
             raise MarsError("the source is dead")

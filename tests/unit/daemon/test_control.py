@@ -157,3 +157,34 @@ def test_close_ends_waiting_requests(tmp_path) -> None:
         writer.close()
         return found
     assert asyncio.run(asyncio.wait_for(main(), 60)) == b""
+
+
+def test_who_goes_away_ends_what_is_only_for_him(tmp_path) -> None:
+    """A command in `while_connected` is cancelled when its asker goes away; all others come to their end."""
+    async def main() -> list[str]:
+        log: list[str] = []
+
+        async def long(request: dict[str, Any], progress: control.Progress) -> dict[str, Any]:
+            try:
+                await progress.later({"begun": True})
+                await asyncio.sleep(0.2 if request.get("short") else 60)
+                log.append("ended")
+            except asyncio.CancelledError:
+                log.append("cancelled")
+                raise
+            return {"ok": True}
+        server = Control(str(tmp_path / "s"), {"a": long, "b": long}, frozenset({"a"}))
+        await server.start()
+        for request in (b'{"cmd":"a"}\n', b'{"cmd":"b","short":1}\n', b'{"cmd":"a","short":1}\n'):
+            reader, writer = await asyncio.open_unix_connection(server.path)
+            writer.write(request)
+            assert json.loads(await reader.readline()) == {"progress": {"begun": True}}
+            if b"short" in request and b'"a"' in request:
+                assert json.loads(await reader.readline()) == {"ok": True}
+            writer.close()
+            async with asyncio.timeout(30):
+                while not log or len(log) < 1 + (b"short" in request) + (b'"a","short"' in request):
+                    await asyncio.sleep(0.01)
+        await server.close()
+        return log
+    assert asyncio.run(main()) == ["cancelled", "ended", "ended"]

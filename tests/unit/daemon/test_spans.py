@@ -404,12 +404,15 @@ def test_after_an_error_of_the_device_nothing_works_any_more(stage, tmp_path, wh
 def test_the_bound_holds_for_replay_that_begins_later(make_site):
     """Rule 15: a Replayer that is attached while a sync runs begins with its bound."""
     class FakeReplayer:
-        upper = LogPos(1, HOST, 4096)
+        end = LogPos(1, HOST, 4096)
         bound = "unset"
 
         def set_bound(self, bound):
             self.bound = bound
-            return self.upper
+            return self.end
+
+        def upper(self):
+            return self.end
 
     low, high = LogPos(1, HOST, 4096), LogPos(1, HOST, 8192)
     bound, replayer = ReplayBound(), FakeReplayer()
@@ -417,11 +420,14 @@ def test_the_bound_holds_for_replay_that_begins_later(make_site):
     bound.attach(replayer)
     assert replayer.bound == low
     assert bound.set(high, low) and replayer.bound == high
-    replayer.upper = LogPos(1, HOST, 12288)
+    replayer.end = LogPos(1, HOST, 12288)
     assert not bound.set(high, low), "a window that reaches beyond is being written"
+    assert bound.set(low, low, "verify") is False and replayer.bound == low, "the lowest of all counts"
+    assert bound.set(None, low, "verify") and replayer.bound == high
     assert bound.set(None, low) and replayer.bound is None
     bound.set(low, low)
     bound.detach()
+    assert bound.upper() == replayer.end, "what replay had begun counts after its end too (rule 17)"
     assert bound.set(low, low) and not bound.set(low, high)
 
 

@@ -269,3 +269,19 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_resources(tmp_path: Path) -> None:
     """A cluster without resources."""
     assert "HINT: no resources found" in shown(SmallTree(tmp_path).cluster("a"))
+
+
+def test_the_last_verify(tree: SmallTree) -> None:
+    """Result and age of the last verify, and what to do; nothing where there was none."""
+    assert "Verify" not in shown(tree)
+    facts = {"state": "differs", "source": "a", "pos": str(SIZE), "differs": "8192", "repaired": "4096",
+             "time": f"{NOW // 10**9 - 65}.000000000"}
+    for key, value in facts.items():
+        tree.put(f"resource-data/actual-b/verify-{key}", value)
+    text = shown(tree)
+    assert f"\tVerify  : {SIZE} bytes (0.001TB) compared, 8192 bytes differ, 4096 bytes repaired, differs bef" in text
+    assert "4096 bytes differ from a: marsadm verify data --host=b --repair" in text
+    tree.put("resource-data/actual-b/verify-state", "failed")
+    assert "did not come to its end" in shown(tree)
+    verified = next(node.verified for node in built(tree).resources[0].nodes if node.host == "b")
+    assert verified is not None and (verified.differs, verified.age_s) == (8192, 65)

@@ -38,6 +38,9 @@ class ByteSource:
         self.checked.append((fetched, syncpos))
         return self.refuse
 
+    async def admit(self, amount: int) -> None:
+        pass
+
     def read(self, offset, buf) -> None:
         self.reads.append((offset, len(buf)))
         buf[:] = self.data[offset:offset + len(buf)]
