@@ -184,7 +184,8 @@ class Worker:
         services: dict[str, Service] = {
             "tree": self.exchange.service,
             "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
-            "sync": sync.SyncService(self._span_source, self.executor, self._served),
+            "sync": sync.SyncService(self._span_source, self.executor, self._served,
+                                     lambda: self.settings.get("compress_level")),
             "verify": VerifyService(self._span_source, self.executor, self._served),
             verify.ASK: verify.VerifyAsk(self),
             "start": self.start_service,

@@ -223,6 +223,11 @@ class Link(asyncio.BufferedProtocol):
         with contextlib.suppress(OSError):  # the connection has just ended: its reader will hear of it
             tune(self._transport.get_extra_info("socket"), tcp)
 
+    def line(self) -> tuple[int, bool]:
+        """(bytes that the peer's TCP has acknowledged so far, something waits here for the line)."""
+        waits = self._transport is not None and self._transport.get_write_buffer_size() > 0
+        return self._bytes_acked() if waits else 0, waits
+
     def peer_name(self) -> str:
         """Common name of the peer's verified certificate; "" without one."""
         assert self._transport is not None

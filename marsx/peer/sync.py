@@ -45,6 +45,7 @@ from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
 from marsx.peer.spanio import Buffers, in_group, to_the_end
+from marsx.peer.squeeze import CODEC, Squeeze, plain
 from marsx.peer.syncparts import (
     SECTOR,
     SPAN_MAX,
@@ -83,12 +84,13 @@ class Serving:
     due: tuple[Type, ...] = (Type.SYNC_DIGESTS, Type.SYNC_DATA)
 
     def __init__(self, link: Link, source: Any, executor: concurrent.futures.Executor | None,
-                 bucket: Bucket | None = None) -> None:
+                 bucket: Bucket | None = None, level: Callable[[], int] = lambda: 0) -> None:
         self.size = source.size
         self.source = source
         self._link = link
         self._executor = executor
         self._bucket = bucket or Bucket(lambda: 0)
+        self._squeeze = Squeeze(link, level)
         self._slots = asyncio.Semaphore(SLOTS)
         self._buffers = Buffers(BUFFERS, SPAN_MAX)
 
@@ -110,6 +112,9 @@ class Serving:
             header: dict[str, Any] = {"id": request.number, **syncparts.point_fields(point)}
             if zero:
                 header["zero"] = syncparts.flatten(zero)
+            if not request.block:
+                body, codec = await self._squeeze.body(self._executor, body)
+                header.update(codec)
             await self._bucket.take(len(body))
             await self._link.send(Type.SYNC_ANSWER, header, body)
         finally:
@@ -148,13 +153,15 @@ class Serving:
 class SyncService:
     """The `sync` service for `server.Server`. `source_for(resource, peer)` gives a new SpanSource, or raises MarsError
     (unknown resource, peer is no member of it, not primary here). `executor` runs what blocks, `bucket` limits what is
-    sent."""
+    sent, `level` says whether contents are compressed where that pays (tunable compress_level)."""
 
     serving: type[Serving] = Serving
 
     def __init__(self, source_for: Callable[[str, Peer], SpanSource],
-                 executor: concurrent.futures.Executor | None = None, bucket: Bucket | None = None) -> None:
+                 executor: concurrent.futures.Executor | None = None, bucket: Bucket | None = None,
+                 level: Callable[[], int] = lambda: 0) -> None:
         self._source_for = source_for
+        self._level = level
         self._executor = executor
         self._bucket = bucket
 
@@ -170,7 +177,8 @@ class SyncService:
                 await link.send(Type.SYNC_REFUSE, {"reason": refused.reason, "text": refused.text[:500],
                                                    "restart": refused.restart})
                 return
-            serving = self.serving(link, source, self._executor, self._bucket)
+            serving = self.serving(link, source, self._executor, self._bucket,
+                                   self._level if opened.get("codec") == CODEC else lambda: 0)
             await link.send(Type.SYNC_ACCEPT, {"size": serving.size})
             await in_group(serving.run)
         except PeerError as error:
@@ -239,7 +247,8 @@ class _Sync(Asking):
         if resume.why:
             await run_blocking(self._executor, self._sink.restart, resume.why)
             resume = self._sink.resume()
-        header: dict[str, Any] = {"resource": resource, "fetched": syncparts.point_fields(self._sink.fetched())}
+        header: dict[str, Any] = {"resource": resource, "codec": CODEC,
+                                  "fetched": syncparts.point_fields(self._sink.fetched())}
         if resume.offset and resume.syncpos is not None and not resume.proven:
             header["syncpos"] = syncparts.point_fields(resume.syncpos)
         await self._link.send(Type.SYNC_OPEN, header)
@@ -325,9 +334,10 @@ class _Sync(Asking):
         await self.bucket.take(amount)
         async with self._ask(Type.SYNC_DATA, ranges, {}) as asked:
             answer = await asked.answer(self._answer_timeout)
-            data, zero = syncparts.split_zeros(ranges, answer)
+            body = await plain(self._executor, answer.header, answer.body, amount)
+            data, zero = syncparts.split_zeros(ranges, answer._replace(body=body))
             await self._high.reach(answer.point)
-            await self._write(data, zero, answer.body)
+            await self._write(data, zero, body)
         self._copy_pace.leave(amount)
         self._copy_pace.answered(amount, asked.took)
         self._report(received=self._progress.received + len(answer.body))

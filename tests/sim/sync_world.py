@@ -84,6 +84,9 @@ class SimLink:
             raise self.ended
         self.other.under_way.append(wire.encode(kind, header, body))
 
+    def line(self) -> tuple[int, bool]:
+        return 0, False
+
     def deliver(self) -> None:
         """The next frame arrives."""
         if self.under_way:

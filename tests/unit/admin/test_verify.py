@@ -47,13 +47,15 @@ def test_an_error_is_no_difference(adm: Admin) -> None:
     assert adm("verify data --host=")[0] in (0, 2, 3)
 
 
-def test_ranges_and_progress(adm: Admin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranges_and_progress(
+    adm: Admin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ranges on stdout, one a line; progress on a terminal only, with rate and remaining time."""
     from marsx.admin.cli import Options
     from marsx.admin.context import Context
 
     now = [0.0]
-    ctx = Context(adm.tree.paths, "b", Options(), control=adm.control, monotonic=lambda: now[0])  # type: ignore[arg-type]
+    ctx = Context(adm.tree.paths, "b", Options(), monotonic=lambda: now[0])
     quiet = Shown(ctx, "data")
     quiet({"done": 5, "size": 10, "differs": 0})
     assert capsys.readouterr() == ("", "")

@@ -112,7 +112,7 @@ def test_answers_that_make_no_sense_end_the_run(run, peers, name):
 def test_zero_runs_and_contents_must_fit(zero, size):
     """For 65536 + 512 bytes: two chunks, the second a short one."""
     ranges = [(0, 65536), (MIB, 512)]
-    got = syncparts.Answer(point(7), {"zero": zero}, memoryview(bytes(size)))
+    got = syncparts.Answer(point(7), {"zero": zero}, memoryview(bytes(size)), point(3).at)
     if (zero, size) in (([], 66048), ([1, 1], 65536)):
         data, zeros = syncparts.split_zeros(ranges, got)
         assert sum(n for _, n in data) == size and sorted(data + zeros) == ranges
