@@ -1,0 +1,136 @@
+"""A full sync on real hosts that is disturbed in every way goes on where it stood; limits of slots and of bandwidth."""
+
+import time
+
+import pytest
+from running_writer import RunningWriter
+
+from tools import scenario
+from tools.hosts import Host
+
+MIB = 1 << 20
+SIZE = 96 * MIB
+CLIENT = "traffic_tuning/client_role_traffic_ratelimit_kb"
+
+
+def tune(host: Host, name: str, value: int) -> None:
+    """Write a tunable as an operator does."""
+    host.path(f"/run/mars/sys/{name}").write_text(f"{value}\n")
+
+
+@pytest.fixture
+def slow(cluster):
+    """slow("abc"): a cluster whose first host is primary of 64 MiB of noise; the last has joined, its sync is slow."""
+    def make(names: str):
+        hosts = cluster(*names, data_size=SIZE)
+        first, *others = list(hosts)
+        scenario.form_cluster(hosts)
+        scenario.create_resource(first, "data")
+        first.run("dd if=/dev/urandom of=/dev/mars/data bs=1M count=64 oflag=direct conv=fsync status=none")
+        for host in others[:-1]:
+            scenario.join_resource(host, "data")
+            scenario.wait_caught_up(first, host, "data")
+        tune(others[-1], CLIENT, 6000)
+        scenario.join_resource(others[-1], "data")
+        return hosts
+    return make
+
+
+class Watched:
+    """The progress of a sync, which must never go back."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.last = 0
+
+    def look(self) -> int:
+        now = scenario.synced(self.host, "data")
+        assert now >= self.last, f"the sync went back from {self.last} to {now}"
+        self.last = now
+        return now
+
+    def go_on(self, more: int = 6 * MIB) -> None:
+        """Until so much more is synced."""
+        goal = min(SIZE - 1, self.look() + more)
+        self.host.wait(lambda: self.look() >= goal, 90, f"the sync to reach {goal}")
+
+
+def test_goes_on_where_it_stood(slow, tmp_path):
+    """Rules 14, 15: pause, kill of either worker, a cut line, all under writes: syncstatus never goes back, the replica
+    is not consistent before the end, and equal after it."""
+    hosts = slow("ab")
+    a, b = hosts
+    synced = Watched(b)
+    with RunningWriter(a, "/dev/mars/data", tmp_path / "notes", blocks=256, pause_us=500) as writer:
+        synced.go_on()
+        b.run("marsadm pause-sync data")
+        b.wait(lambda: b.link("resource-data/actual-b/is-syncing") == "0", what="the sync to pause")
+        stood = synced.look()
+        time.sleep(1.2)
+        assert synced.look() == stood < SIZE
+        assert b.run("marsadm primary data --timeout=5", check=False).returncode != 0, "a replica that is not synced"
+        b.run("marsadm resume-sync data")
+        synced.go_on()
+        b.kill9_worker()
+        synced.go_on()
+        a.kill9_worker()
+        synced.go_on()
+        hosts.net.cut("a", "b")
+        time.sleep(1)
+        hosts.net.heal("a", "b")
+        tune(b, CLIENT, 0)
+        b.wait(lambda: synced.look() == SIZE, 90, "the end of the sync")
+        writer.go_on(50)
+        assert writer.stop() == 0
+    scenario.wait_equal(a, b, "data")
+    assert "began again" not in b.link("resource-data/actual-b/msg-inf-sync-start")
+
+
+def test_change_of_the_primary(slow):
+    """Rule 14: the role goes from a to b while c syncs: c goes on from b where it stood, because what it has lies in
+    b's history."""
+    hosts = slow("abc")
+    a, b, c = hosts
+    synced = Watched(c)
+    synced.go_on(20 * MIB)
+    b.run("marsadm primary data --ignore-sync", timeout=120)
+    scenario.wait_device(b, "data")
+    b.run("dd if=/dev/urandom of=/dev/mars/data bs=64k count=100 seek=1000 oflag=direct conv=fsync status=none")
+    synced.go_on(8 * MIB)
+    tune(c, CLIENT, 0)
+    c.wait(lambda: synced.look() == SIZE, 90, "the end of the sync")
+    for host in (a, c):
+        scenario.wait_equal(b, host, "data")
+
+
+def test_limits_of_slots_and_bandwidth(cluster):
+    """One slot for two resources: never both at once, the preferred one first; the bandwidth is kept."""
+    hosts = cluster("a", "b", data_size=SIZE)
+    a, b = hosts
+    scenario.form_cluster(hosts)
+    for name in ("one", "two"):
+        scenario.create_resource(a, name, a.add_device(f"{name}.img", 32 * MIB).path)
+        a.run(f"dd if=/dev/urandom of=/dev/mars/{name} bs=1M count=24 oflag=direct conv=fsync status=none")
+    b.run("marsadm set-sync-limit-value 1")
+    b.wait(lambda: "two" in b.run("marsadm view all", check=False).stdout or b.link("resource-two/size"), what="two")
+    b.run("marsadm set-sync-pref-list two")
+    tune(b, CLIENT, 8000)
+    began = time.monotonic()
+    for name in ("one", "two"):
+        b.run(["marsadm", "join-resource", name, b.add_device(f"{name}.img", 32 * MIB).path])
+    seen = set()
+    end = {}
+    while len(end) < 2:
+        running = {name for name in ("one", "two") if b.link(f"resource-{name}/actual-b/is-syncing") == "1"}
+        assert len(running) <= 1, "two syncs with one slot"
+        seen |= running
+        for name in ("one", "two"):
+            if name not in end and scenario.fully_synced(b, name):
+                end[name] = time.monotonic()
+        assert time.monotonic() - began < 120, hosts.dump()
+        time.sleep(0.02)
+    assert seen == {"one", "two"} and end["two"] < end["one"], "the preferred one comes first"
+    # 48 MiB of noise at 8000 KiB/s are 6.1 s; a limit cannot make it faster than that.
+    assert max(end.values()) - began > 5
+    for name in ("one", "two"):
+        b.run(f"marsadm verify {name}")
