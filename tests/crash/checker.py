@@ -58,12 +58,11 @@ class NoFacts:
 
 
 class Checker:
-    """One recording's states, in a folder of a fast file system."""
+    """One recording's states, in a folder of a fast file system. begin() with each of its tapes in order."""
 
     def __init__(self, recording: Recording, folder: Path) -> None:
         self.recording = recording
         self.truth = Truth(recording)
-        self.promises = Promises(recording, self.truth)
         self.folder = folder
         self.count: Counter[str] = Counter()
         self.done: dict[bytes, Pos] = {}
@@ -76,6 +75,11 @@ class Checker:
         self.there: dict[str, bytes] = {}
         with open(folder / "disk", "r+b") as file:
             self.disk = mmap.mmap(file.fileno(), SIZE)
+
+    def begin(self, number: int) -> None:
+        """The states are of this tape from now on."""
+        before = self.promises.final() if number else Promise(0, ZERO_POS, "")
+        self.promises = Promises(self.recording.tapes[number], self.truth, before)
 
     # ---- one state ----
 

@@ -33,7 +33,7 @@ from tests.crash.host import initial_disk
 from tests.crash.recording import Recording
 from tests.crash.scenario import SIZE
 from tests.crash.states import LOGS
-from tests.crash.tape import File, FileOp, Link, change
+from tests.crash.tape import File, FileOp, Link, Tape, change
 
 Pos = tuple[int, int]
 ZERO_POS: Pos = (0, 0)
@@ -134,8 +134,9 @@ def _logs(recording: Recording) -> list[tuple[FileHeader, bytes]]:
         return [(FileHeader.parse(data[:BLOCK]), data[BLOCK:]) for data in recording.sources.values()]
     found: list[tuple[FileHeader, bytearray]] = []
     current: dict[File, tuple[FileHeader, bytearray]] = {}
-    for op in recording.tape.file_ops:
-        if op.kind != "write" or op.file is recording.tape.disk:
+    disks = [tape.disk for tape in recording.tapes]
+    for op in (op for tape in recording.tapes for op in tape.file_ops):
+        if op.kind != "write" or op.file in disks:
             continue
         if op.off == 0 and op.data[:8] == b"MARSXLOG":
             current[op.file] = FileHeader.parse(op.data), bytearray()
@@ -146,14 +147,15 @@ def _logs(recording: Recording) -> list[tuple[FileHeader, bytes]]:
 
 
 class Promises:
-    """What is promised at which time."""
+    """What is promised at which time of one tape; `before`: what was promised when it began."""
 
-    def __init__(self, recording: Recording, truth: Truth) -> None:
+    def __init__(self, tape: Tape, truth: Truth, before: Promise) -> None:
         self.truth = truth
+        self.before = before
         self.power: list[Promise] = []
         self.kill: list[Promise] = []
         self.answered_at: list[tuple[int, Pos]] = []
-        for promise in sorted([*self._links(recording), *self._ledger(recording)], key=lambda one: one.at):
+        for promise in sorted([before, *self._links(tape), *self._ledger(tape)], key=lambda one: one.at):
             _raise(self.power, promise, truth)
             _raise(self.kill, promise, truth)
         for at, pos in self.answered_at:
@@ -163,15 +165,19 @@ class Promises:
         """The promise in force when the tape was cut there."""
         table = self.power if power else self.kill
         index = bisect.bisect_left([one.at for one in table], now)
-        return table[index - 1] if index else Promise(0, ZERO_POS, "")
+        return table[index - 1] if index else self.before
+
+    def final(self) -> Promise:
+        """What a power cut at the end must not take, as the beginning of the next tape."""
+        return Promise(0, self.power[-1].pos, f"{self.power[-1].why} (before an earlier power cut)")
 
     def answered(self, now: int) -> Pos:
         """The highest position of any write answered by then."""
         return max((pos for at, pos in self.answered_at if at < now), default=ZERO_POS)
 
-    def _links(self, recording: Recording) -> list[Promise]:
+    def _links(self, tape: Tape) -> list[Promise]:
         found = []
-        for op in recording.tape.name_ops:
+        for op in tape.name_ops:
             for name, thing in op.changes.items():
                 is_version = isinstance(thing, Link) and name.startswith("version-")
                 version = parse_version(thing.value) if is_version else None
@@ -182,12 +188,12 @@ class Promises:
                     found.append(Promise(op.issue, (pos.nr, pos.pos), f"the version link {pos}"))
         return found
 
-    def _ledger(self, recording: Recording) -> list[Promise]:
+    def _ledger(self, tape: Tape) -> list[Promise]:
         asked: dict[int, int] = {}
         covered: dict[int, Pos] = {}
         highest, number, found = ZERO_POS, -1, []
         numbers: dict[int, int] = {}                        # unique -> highest number answered before it was asked
-        for mark in recording.tape.marks:
+        for mark in tape.marks:
             what, *rest = mark.words
             if what == "w":
                 asked[int(rest[0])] = mark.at

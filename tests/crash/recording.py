@@ -1,4 +1,4 @@
-"""Makes a recording: phases of `scenario` under the I/O layer, each ended by itself or by SIGKILL, and their tape.
+"""Makes a recording: phases of `scenario` under the I/O layer, each ended by itself, by SIGKILL or by a power cut.
 
 The workload is that of the seed; how its threads meet is the machine's, so a recording is kept (`save`) when a state of
 it fails: the state is then found again in the file.
@@ -19,9 +19,12 @@ from marsx.log import reader
 from marsx.log.record import BLOCK
 from tests.crash.host import RESOURCE, UUID, make_host
 from tests.crash.scenario import SIZE
+from tests.crash.states import Walk
 from tests.crash.tape import Parser, Tape
 from tests.fault import iolayer
 
+PHASES = 4
+POWER_STATE = 40                    # not one of the simple ones
 TOP = Path(__file__).resolve().parents[2]
 SLOW = ("write *log-0* p={p} delay=0..2", "fdatasync *log-0* p={p} delay=0..3", "write */disk p={p} delay=0..1",
         "fdatasync */disk p={p} delay=0..2", "fsync * p={p} delay=0..1")
@@ -29,12 +32,14 @@ SLOW = ("write *log-0* p={p} delay=0..2", "fdatasync *log-0* p={p} delay=0..3", 
 
 @dataclass
 class Recording:
-    """`sources`: the logs that a secondary fetches, by name. `phases`: how each ended."""
+    """`tapes`: one, and one more for each power cut in the run. A tape's host begins with what a power cut left of the
+    one before: state number POWER_STATE of its last moment. `sources`: the logs that a secondary fetches, by name.
+    `phases`: how each process ended."""
 
     seed: int
     kind: str
     host: str
-    tape: Tape
+    tapes: list[Tape] = field(default_factory=list)
     sources: dict[str, bytes] = field(default_factory=dict)
     phases: list[str] = field(default_factory=list)
 
@@ -55,40 +60,70 @@ def make(seed: int, kind: str, folder: Path) -> Recording:
     """Record `kind` ("primary" or "secondary") in an empty folder on a fast file system; the folder is removed."""
     folder.mkdir(parents=True)
     try:
-        return _make(seed, kind, folder)
+        return _Maker(seed, kind, folder).make()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make(seed: int, kind: str, folder: Path) -> Recording:
-    rng = random.Random(f"{seed}.{kind}.phases")
-    root, host, sources = folder / "h", "a" if kind == "primary" else "b", {}
-    if kind == "secondary":
-        sources = _sources(seed, folder / "s")
-    make_host(root, host, SIZE, LogPos(1, "a", 0))
-    if sources:
-        (root / "source").mkdir()
-        for name, data in sources.items():
-            (root / "source" / name).write_bytes(data)
-    parser = Parser(str(root))
-    rules, record, library = iolayer.Rules(folder / "rules"), folder / "record", iolayer.build()
-    done, phases = 0, []
-    for phase in range(3):
-        slow = [line.format(p=rng.choice((0.05, 0.2, 0.5))) for line in SLOW]
-        end = f"kill at {rng.randrange(20, 700)}" if rng.random() < 0.7 else "by itself"
-        if end != "by itself":
-            slow.append(f"write,fdatasync,fsync,rename,symlink {root}/* nth={end.split()[-1]} kill")
-        rules.set(*slow)
-        env = iolayer.environment(library, rules=rules.path, record=record, roots=[root], seed=seed + phase)
-        status = _run(kind, root, seed, phase, env)
-        phases.append(end if status else "by itself")
+class _Maker:
+    """One recording under way."""
+
+    def __init__(self, seed: int, kind: str, folder: Path) -> None:
+        self.rng = random.Random(f"{seed}.{kind}.phases")
+        self.root, self.folder = folder / "h", folder
+        self.made = Recording(seed, kind, "a" if kind == "primary" else "b")
+        self.seen = 0
+
+    def make(self) -> Recording:
+        """All phases."""
+        one = self.made
+        if one.kind == "secondary":
+            one.sources = _sources(one.seed, self.folder / "s")
+        make_host(self.root, one.host, SIZE, LogPos(1, "a", 0))
+        if one.sources:
+            (self.root / "source").mkdir()
+            for name, data in one.sources.items():
+                (self.root / "source" / name).write_bytes(data)
+        self.rules = iolayer.Rules(self.folder / "rules")
+        parser = Parser(str(self.root))
+        for phase in range(PHASES):
+            how = self.rng.choice(("by itself", "kill", "kill", "power cut", "power cut"))
+            self.phase(parser, phase, how)
+            if how == "power cut" and phase < PHASES - 1:
+                one.tapes.append(_finished(parser.tape))
+                self.cut_power(parser.tape)
+                parser = Parser(str(self.root))
+        one.tapes.append(_finished(parser.tape))
+        return one
+
+    def phase(self, parser: Parser, phase: int, how: str) -> None:
+        """One process from its start to its end."""
+        one, record = self.made, self.folder / "record"
+        slow = [line.format(p=self.rng.choice((0.05, 0.2, 0.5))) for line in SLOW]
+        if how != "by itself":
+            slow.append(f"write,fdatasync,fsync,rename,symlink {self.root}/* nth={self.rng.randrange(20, 600)} kill")
+        self.rules.set(*slow)
+        env = iolayer.environment(iolayer.build(), rules=self.rules.path, record=record, roots=[self.root],
+                                  seed=one.seed + phase)
+        status = _run(one.kind, self.root, one.seed, phase, env)
+        one.phases.append(how if status or how == "power cut" else "by itself")
         entries = list(iolayer.read_record(record))
-        parser.add(entries[done:])
-        done = len(entries)
+        parser.add(entries[self.seen:])
+        self.seen = len(entries)
         parser.killed()
-    for ops in (parser.tape.file_ops, parser.tape.name_ops):
-        ops.sort(key=lambda op: op.issue)                   # type: ignore[attr-defined]
-    return Recording(seed, kind, host, parser.tape, sources, phases)
+
+    def cut_power(self, tape: Tape) -> None:
+        """The host is what a power cut at the end of the tape leaves."""
+        walk = Walk(tape, self.made.seed)
+        while walk.now < tape.length:
+            walk.step()
+        walk.restore(str(self.root), POWER_STATE)
+
+
+def _finished(tape: Tape) -> Tape:
+    tape.file_ops.sort(key=lambda op: op.issue)
+    tape.name_ops.sort(key=lambda op: op.issue)
+    return tape
 
 
 def _run(kind: str, root: Path, seed: int, phase: int, env: dict[str, str]) -> int:

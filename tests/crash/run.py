@@ -1,7 +1,7 @@
 """Enumerated crash states: record, cut, recover, check; counts at the end.
 
     python -m tests.crash.run [--seed N] [--states N] [--seconds S] [--jobs N] [--kinds primary,secondary]
-    python -m tests.crash.run --state RECORDING,CUT,NUMBER,power|kill
+    python -m tests.crash.run --state RECORDING,TAPE,CUT,NUMBER,power|kill
 
 Recordings are made one after the other until so many distinct states were checked. A state that breaks a rule ends the
 run with status 1; its recording is kept and the command that shows just this state is printed.
@@ -41,31 +41,40 @@ def walk_states(tape_walk: Walk, checker: Checker, budget: int):
 def check_recording(one: Recording, folder: Path, budget: int, limit: int) -> Counter[str]:
     """At most `limit` distinct states of one recording."""
     checker = Checker(one, folder / "state")
-    checker.count["operations"] = len(one.tape.file_ops) + len(one.tape.name_ops) + len(one.tape.syncs)
     checker.count["recordings"] = 1
-    walk, started = Walk(one.tape, one.seed), 0
     try:
-        for state in walk_states(walk, checker, budget):
-            try:
-                checker.check(state)
-                if checker.count["distinct"] >= started + START_EVERY:
-                    started = checker.count["distinct"]
-                    checker.check_start(state, folder / "start")
-            except Violation as err:
-                raise Failed(one, state, err) from err
-            if checker.count["distinct"] >= limit:
-                break
+        for number, tape in enumerate(one.tapes):
+            checker.begin(number)
+            checker.count["operations"] += len(tape.file_ops) + len(tape.name_ops) + len(tape.syncs)
+            checker.count["power_phases"] += number > 0
+            check_tape(checker, number, folder, budget, limit)
     finally:
         checker.close()
     return checker.count
 
 
+def check_tape(checker: Checker, number: int, folder: Path, budget: int, limit: int) -> None:
+    """The states of one tape."""
+    one, count = checker.recording, checker.count
+    walk, started = Walk(one.tapes[number], one.seed), count["distinct"]
+    for state in walk_states(walk, checker, budget):
+        try:
+            checker.check(state)
+            if count["distinct"] >= started + START_EVERY:
+                started = count["distinct"]
+                checker.check_start(state, folder / "start")
+        except Violation as err:
+            raise Failed(one, number, state, err) from err
+        if count["distinct"] >= limit:
+            break
+
+
 class Failed(Exception):
     """A state broke a rule."""
 
-    def __init__(self, one: Recording, state: State, why: Violation) -> None:
+    def __init__(self, one: Recording, tape: int, state: State, why: Violation) -> None:
         super().__init__(str(why))
-        self.recording, self.state = one, state
+        self.recording, self.tape, self.state = one, tape, state
 
 
 def report(err: Failed, keep: Path) -> str:
@@ -74,10 +83,10 @@ def report(err: Failed, keep: Path) -> str:
     file = keep / f"{one.kind}-{one.seed}-{os.getpid()}.rec"
     one.save(file)
     how = "power" if state.power else "kill"
-    return (f"VIOLATION: {err}\n  {one.kind} seed {one.seed} (phases: {', '.join(one.phases)}), {how} at entry "
-            f"{state.cut}, state {state.number}; replay link "
+    return (f"VIOLATION: {err}\n  {one.kind} seed {one.seed} (phases: {', '.join(one.phases)}), tape {err.tape}, "
+            f"{how} at entry {state.cut}, state {state.number}; replay link "
             f"{next((v for k, v in state.links.items() if '/replay-' in k), '-')}\n"
-            f"  again: python -m tests.crash.run --state {file},{state.cut},{state.number},{how}")
+            f"  again: python -m tests.crash.run --state {file},{err.tape},{state.cut},{state.number},{how}")
 
 
 def campaign(seed: int, states: int, seconds: float, kinds: list[str], folder: Path, budget: int) -> Counter[str]:
@@ -94,9 +103,11 @@ def campaign(seed: int, states: int, seconds: float, kinds: list[str], folder: P
 
 def show(text: str, folder: Path) -> None:
     """One state again."""
-    file, cut, number, how = text.rsplit(",", 3)
+    file, tape, cut, number, how = text.rsplit(",", 4)
     one = Recording.load(Path(file))
-    checker, walk = Checker(one, folder / "state"), Walk(one.tape, one.seed)
+    checker, walk = Checker(one, folder / "state"), Walk(one.tapes[int(tape)], one.seed)
+    for before in range(int(tape) + 1):
+        checker.begin(before)
     while walk.now < int(cut):
         walk.step()
     power = how == "power"
@@ -117,7 +128,7 @@ def summary(count: Counter[str], seconds: float) -> str:
     """The counts, in two lines."""
     return (f"{count['distinct']} distinct states ({count['power']} power cuts, {count['kill']} kills) of "
             f"{count['states']} made at {count['cuts']} cuts of {count['recordings']} recordings with "
-            f"{count['operations']} operations\n"
+            f"{count['operations']} operations ({count['power_phases']} go on after a power cut)\n"
             f"{count['partial']} with operations lost or torn, {count['loss']} that lost answered writes which no "
             f"flush covered, {count['again']} recovered twice, {count['starts']} started as a whole,\n"
             f"{count['rot']} with a turned bit ({count['rot_named']} named as damage); {seconds:.0f} s")

@@ -123,6 +123,8 @@ class PrimaryRun:
         known, first = self.host.known_durable(), self.host.is_first()
         await loop.run_in_executor(None, lambda: one.open(at, digest, known, first=first))
         self.set_steps()
+        assert one.volume is not None
+        one.volume.batch = self.rng.choice((1, 1, 2, 8))    # small: two groups are often under way at a time
         threads = [threading.Thread(target=body, daemon=True) for body in (one.flusher_body, one.writeback_body)]
         writers = [Writer(one.volume, self.marks, f"{self.name}.{i}", (self.phase + 1) << 40 | i << 24,
                           self.requests // 3) for i in range(3)]

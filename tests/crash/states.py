@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -135,6 +136,10 @@ class Walk:
 
     def state(self, number: int, power: bool, data: list[FileOp], names: list[NameOp]) -> State:
         """State `number` of this moment."""
+        return self._build(number, power, *self._chosen(number, power, data, names))
+
+    def _chosen(self, number: int, power: bool, data: list[FileOp],
+                names: list[NameOp]) -> tuple[dict[FileOp, str], set[NameOp], random.Random]:
         rng = random.Random(f"{self.seed}.{self.now}.{number}.{power}")
         subsets = 1 << len(data) if len(data) <= ALL_SUBSETS else 2
         if number < subsets:
@@ -142,8 +147,26 @@ class Walk:
             there = {op: "full" if mask >> i & 1 else "none" for i, op in enumerate(data)}
         else:
             there = _choice(data, rng)
-        named = _names(names, number, rng)
-        return self._build(number, power, there, named, rng)
+        return there, _names(names, number, rng), rng
+
+    def restore(self, root: str, number: int) -> None:
+        """Make the host at `root` what a power cut at this moment leaves: all of it, not only what recovery reads."""
+        there, named, rng = self._chosen(number, True, *self.open_ops(True))
+        contents: dict[File, bytes] = {}
+        shutil.rmtree(os.path.join(root, "mars"))
+        for path, folder in sorted(self.folders.items()):
+            if path and not os.path.isdir(os.path.join(root, os.path.dirname(path))):
+                continue                                    # its name was lost
+            os.makedirs(os.path.join(root, path), exist_ok=True)
+            for name, thing in sorted(self._folder(folder, named, True).items()):
+                whole = os.path.join(root, path, name)
+                if isinstance(thing, Link):
+                    os.symlink(thing.value, whole)
+                elif isinstance(thing, File) and name != "marks":
+                    if thing not in contents:
+                        contents[thing] = self._contents(self.files[thing], there, True, rng)[0]
+                    with open(whole, "wb") as file:
+                        file.write(contents[thing])
 
     def _build(self, number: int, power: bool, there: dict[FileOp, str], named: set[NameOp],
                rng: random.Random) -> State:
