@@ -71,7 +71,7 @@ sim: build ## crash states, enumerated: 20,000 of recorded runs (SEED=n; a failu
 	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 20000
 
 sim-long: build ## the same, 1,000,000 states
-	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 1000000
+	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 1000000 --budget 10
 
 mutants: build ## take correctness rules out of a copy of the sources, one by one: the crash states must find each
 	$(PY) -m tests.crash.mutants $(ARGS)

@@ -94,11 +94,11 @@ class Checker:
             self.count["distinct"] += 1
             self.count["power" if state.power else "kill"] += 1
             self.count["partial"] += state.partial > 0
-            self.count["loss"] += self.truth.same(end) < self.truth.same(self.promises.answered(state.cut))
+            self.count["loss"] += not self.truth.holds(end, self.promises.answered(state.cut))
         self._keeps(state, end, promise)
 
     def _keeps(self, state: State, end: Pos, promise: Promise) -> None:
-        if self.truth.same(end) < self.truth.same(promise.pos):
+        if not self.truth.holds(end, promise.pos):
             raise Violation(f"recovered up to {end}, but {promise.why} promised {promise.pos} (rules 1 to 4)")
 
     def _recover(self, state: State) -> Pos:
@@ -149,10 +149,10 @@ class Checker:
         if logs[-1].digest not in self.truth.digests.get(end, ()):
             raise Violation(f"recovery ends at {end}, which is no place of the history")
         for pos, digest in links.items():
-            if self.truth.same(pos) > self.truth.same(end) or digest not in self.truth.digests.get(pos, ()):
+            if not self.truth.holds(end, pos) or digest not in self.truth.digests.get(pos, ()):
                 raise Violation(f"the version link of {pos} says more than the log holds ({end}), or something else")
         here = (at.nr, at.pos)
-        if self.truth.same(here) > self.truth.same(end):
+        if not self.truth.holds(end, here):
             raise Violation(f"the replay link {at} is ahead of the log ({end})")
         self._replay(logs, here, length)
         if self._image() != self.truth.contents[end]:
@@ -256,7 +256,7 @@ class Checker:
                 one.open(at, digest, host.known_durable(), first=host.is_first())
                 assert one.header is not None and one.volume is not None
                 pred = (one.header.pred.nr, one.header.pred.pos) if one.header.pred else ZERO_POS
-                if round_ == 0 and end != ZERO_POS and self.truth.same(pred) != self.truth.same(end):
+                if round_ == 0 and end != ZERO_POS and self.truth.place_of(pred) != self.truth.place_of(end):
                     raise Violation(f"the new log follows {pred}, not {end}")
                 injector = marsinject.Injector(one.volume)
                 if injector.read(0, MIB) != bytes(wanted):
@@ -285,7 +285,7 @@ class Checker:
         host = Host(folder, self.host_name, SIZE, None)         # type: ignore[arg-type]
         try:
             copy, at, digest = host.recover_copy(host.env(), lambda at, digest: None)
-            if end != ZERO_POS and self.truth.same((copy.at.nr, copy.at.pos)) != self.truth.same(end):
+            if end != ZERO_POS and self.truth.place_of((copy.at.nr, copy.at.pos)) != self.truth.place_of(end):
                 raise Violation(f"the copy ends at {copy.at}, not at {end}")
             self._feed(copy)
             last = (copy.at.nr, copy.at.pos)

@@ -59,7 +59,7 @@ class Truth:
         self.durable_said: dict[Pos, int] = {}              # group's start -> what its header calls durable
         self.place: dict[int, tuple[Pos, int]] = {}         # unique -> (end of its group, number in the history)
         self.payload: dict[int, tuple[int, int, int, str]] = {}
-        self.ends: dict[Pos, Pos] = {}                      # (N, end) -> (N+1, 0)
+        self.preds: dict[int, Pos] = {}                     # log number -> end of the log before
         for header, data in sorted(_logs(recording), key=lambda log: log[0].nr):
             self._log(header, data)
 
@@ -68,7 +68,7 @@ class Truth:
         image = bytearray(self.image(pred)) if header.pred else bytearray(initial_disk(SIZE))
         if header.pred:
             assert header.pred_digest in self.digests[pred], f"{header.name} follows another history"
-            self.ends[pred] = (header.nr, 0)
+            self.preds[header.nr] = pred
         at, digest, groups = 0, header.digest0, []
         self.images[header.nr, 0] = bytes(image)
         self._point((header.nr, 0), digest, image)
@@ -107,9 +107,18 @@ class Truth:
                 _apply(image, *record)
         return bytes(image)
 
-    def same(self, pos: Pos) -> Pos:
-        """(N, end of N) and (N+1, 0) are one place (rule 7): the later name of it."""
-        return self.ends.get(pos, pos)
+    def place_of(self, pos: Pos) -> Pos:
+        """(N, end of N) and (N+1, 0) are one place (rule 7): the first name of it."""
+        while pos[1] == 0 and pos[0] in self.preds:
+            pos = self.preds[pos[0]]
+        return pos
+
+    def holds(self, end: Pos, pos: Pos) -> bool:
+        """Does the history up to `end` go through `pos`?"""
+        end, pos = self.place_of(end), self.place_of(pos)
+        while end[0] > pos[0]:
+            end = self.preds.get(end[0], ZERO_POS)
+        return end >= pos
 
 
 def _records(data: bytes, at: int, count: int) -> list[tuple[int, int, int, int, bytes]]:
@@ -229,11 +238,11 @@ def _raise(table: list[Promise], promise: Promise, truth: Truth, resort: bool = 
     if resort:
         index = bisect.bisect_right([one.at for one in table], promise.at)
         before = table[index - 1].pos if index else ZERO_POS
-        if truth.same(promise.pos) > truth.same(before):
+        if not truth.holds(before, promise.pos):
             table.insert(index, promise)
-            while index + 1 < len(table) and truth.same(table[index + 1].pos) <= truth.same(promise.pos):
+            while index + 1 < len(table) and truth.holds(promise.pos, table[index + 1].pos):
                 del table[index + 1]
-    elif not table or truth.same(promise.pos) > truth.same(table[-1].pos):
+    elif not table or not truth.holds(table[-1].pos, promise.pos):
         table.append(promise)
 
 
