@@ -96,7 +96,7 @@ A scan ends at the first group that is not valid, because of
   gap      a sound header of this log that does not continue the chain
   corrupt  a sound header whose contents are impossible; or any of the above at a POS that is known to be durable: from
            a version link, or from a later sound header (aligned, same log id and number, its POS where it stands) which
-           says that more was durable when it was written (rule 5)
+           says that more was durable when it was written (rule 5; on the disk of the producer: no proof in a copy)
   unknown  something that must be understood and is not
   limit    the position where the caller wanted to end
 

@@ -1,6 +1,8 @@
 """What the own logs hold after a crash: cuts at any place, damage, ended logs, the primary built on it."""
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import random
 
@@ -155,6 +157,20 @@ def test_bit_rot_below_durable(crashed, where):
         with pytest.raises(DamagedError):
             Serving(site, durable=durable_known)
     assert tree_of(rig.directory) == before and site.facts.told == []
+
+
+def test_headers_of_a_copy_prove_nothing(crashed):
+    """Rule 5: a power cut may take the first groups of a piece that fetch wrote and leave the last, whose headers speak
+    of the producer's disk: for a copy that is a torn tail, unless the own version link says more."""
+    rig, site, durable, _ = crashed(2)
+    victim = next(g for g in read_groups(rig.path())[5:] if g.end < durable)
+    flip(rig.path(), BLOCK + victim.pos + 70)
+    copy = dataclasses.replace(site.env, host="b")
+    for known, damaged in ((0, False), (victim.pos, False), (victim.end, True)):
+        with pytest.raises(DamagedError, match="damaged") if damaged else contextlib.nullcontext():
+            log, = recovery.recover(copy, START, "", lambda nr, producer, known=known: known)
+            recovery.close_all([log])
+            assert log.end == victim.pos
 
 
 def test_known_durable_of_links(crashed):
