@@ -35,7 +35,7 @@ def walk_states(tape_walk: Walk, checker: Checker, budget: int):
         changed = tape_walk.step()
         checker.count["cuts"] += changed
         for power in (True, False):
-            yield from tape_walk.states(budget if changed and power else 2 if changed else 1, power)
+            yield from tape_walk.states((budget if power else 3) if changed else 2, power)
 
 
 def check_recording(one: Recording, folder: Path, budget: int, limit: int) -> Counter[str]:

@@ -129,9 +129,12 @@ class Walk:
         return data, names
 
     def states(self, budget: int, power: bool) -> Iterator[State]:
-        """At most so many states of this moment."""
+        """At most so many states of this moment: the two simple ones, and a choice of the others. Moments that differ
+        little follow each other, so that together they come near to all."""
         data, names = self.open_ops(power)
-        for number in range(budget if data or names else 1):
+        others = range(2, _subsets(data) + budget)
+        chosen = random.Random(f"{self.seed}.{self.now}.{power}").sample(others, min(max(0, budget - 2), len(others)))
+        for number in (0, 1, *sorted(chosen)) if data or names else (0,):
             yield self.state(number, power, data, names)
 
     def state(self, number: int, power: bool, data: list[FileOp], names: list[NameOp]) -> State:
@@ -141,8 +144,7 @@ class Walk:
     def _chosen(self, number: int, power: bool, data: list[FileOp],
                 names: list[NameOp]) -> tuple[dict[FileOp, str], set[NameOp], random.Random]:
         rng = random.Random(f"{self.seed}.{self.now}.{number}.{power}")
-        subsets = 1 << len(data) if len(data) <= ALL_SUBSETS else 2
-        if number < subsets:
+        if number < _subsets(data):
             mask = {0: 0, 1: (1 << len(data)) - 1}.get(number, number - 1)
             there = {op: "full" if mask >> i & 1 else "none" for i, op in enumerate(data)}
         else:
@@ -228,6 +230,11 @@ class Walk:
         if others and rng.random() < 0.5:
             return bytes(rng.choice(others).base)
         return rng.randbytes(2 * PAGE)
+
+
+def _subsets(data: list[FileOp]) -> int:
+    """How many of the numbers are plain subsets."""
+    return 1 << len(data) if len(data) <= ALL_SUBSETS else 2
 
 
 def _rename(names: dict[str, Thing], op: NameOp) -> None:
