@@ -93,6 +93,9 @@ fuzz: $(DEPS) ## hostile logs, links and frames under the sanitizers (SECONDS=60
 	MARS_BUILD=asan MARS_EXT=marssum,marslog,marsreplay,marsscan,marsshadow $(PY) setup.py -q build_ext
 	$(PY) -m tests.fuzz run --seconds $(SECONDS) --seed $(SEED)
 
+mutants: build ## take each correctness rule out and see its test fail (ARGS='-k rule-5'); tests/mutants/__init__.py
+	$(PY) -m tests.mutants.run $(ARGS)
+
 annotate: $(DEPS) ## Cython's html pages: which line costs what (build/cython)
 	MARS_BUILD=annotate $(PY) setup.py -q build_ext --inplace --force
 

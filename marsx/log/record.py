@@ -29,6 +29,14 @@ File header block (bytes not named are zero; texts are UTF-8, padded with NUL, w
   256    64s   resource
   320    128s  cluster uuid
 
+A file header may be followed when, checked in this order: 4096 bytes are there; magic; CRC; version and header length;
+no unknown incompatible bit; all four texts are padded and UTF-8; the number is 1 to 10^18 - 1; the producer is a host
+name (letters, digits, "_", "." and "-", at most 63, the first a letter or digit, the last no "." or "-"); resource and
+uuid are not empty; the log id is not zero; the device size is 1 to 2^63 - 1; the block size is as above. There is no
+predecessor when its number, its end and its producer's name are zero: then its digest is zero too. Else its number is 1
+to the own number - 1, its name a host name, its end a multiple of 4096 below 2^63. Reserved bytes are written as zero
+and not looked at. The header must also be the one that its file's name says, of this cluster and resource.
+
 The digest at POS 0 is XXH3-128 of this block, so the chain is seeded by log id, names and predecessor (rule 6). Digests
 are stored as 16 bytes in canonical (big endian) order and shown as 32 hex digits.
 
@@ -75,37 +83,75 @@ order of the table, each at a multiple of 512 from the group's start and padded 
   6 barrier     0, 0                      none              a FLUSH was completed
   7 old data    offset, length > 0        length bytes      contents before a write (local undo files only)
 
-A record of unknown type with the must-understand bit stops the reader, which names it; without the bit it is skipped.
-The size in force for a range is the header's, or that of the last resize record before it. A reader that starts behind
-a resize record is told the size; the writer therefore begins a new log after a resize. Marks and barriers do not make
-a group of their own: a group has at least one record of another type (rule 7). Reserved fields are written as zero and
-not looked at.
+A record of unknown type with the must-understand bit stops the reader, which names it; without the bit it is skipped
+(its payload is checked like any other). Type 0 is never valid. The size in force for a range is the header's, or that
+of the last resize record before it, in the same table too. A reader that starts behind a resize record is told the
+size; the writer therefore begins a new log after a resize. Ranges apply in the order of the table, the later one wins
+where they overlap. Marks and barriers do not make a group of their own: a group has at least one record of another type
+(rule 7).
 
 The digest behind a group is XXH3-128 of its header block. That block holds the digest before, every range and every
 payload's CRC, so equal digests mean equal history.
 
-A group is valid when, checked in this order: magic; CRC; log id; version and header length; log number, POS, group
-number, record number and digest are the expected ones; flags; durable <= POS; 1 to 97 records; length is what the table
-needs; every record is as in the table above and inside the device; all payload CRCs; all padding is zero.
+Validity. A reader stands at POS with log id, log number, number of the next group, number of the next record, digest
+and device size. It checks in this order, and the first check that fails is the reason for the end of the scan:
 
-A scan ends at the first group that is not valid, because of
+  check                                                                       reason if it fails
+  the file has 4096 bytes at POS                                              end if it has none, else torn
+  magic                                                                       end if the block is all zeros, else torn
+  CRC of the block                                                            torn
+  log id                                                                      foreign: space of an older log
+  version 1, header length 1                                                  unknown
+  log number, POS, group number, record number, digest are those expected     gap
+  flags are 0                                                                 unknown
+  durable <= POS                                                              corrupt
+  1 to 97 records; the record number does not wrap                            corrupt
+  length = 4096 + payloads, each rounded up to 512, all together to 4096,
+    and at most 4096 + 64 MiB                                                 corrupt
+  each record: type not 0; CRC 0 without payload; type known, or no "must";
+    codec 0 where the type is known; range and payload as in the table of
+    types; range inside the device size in force                              corrupt; type and codec: unknown
+  a record other than mark and barrier                                        corrupt
+  the group ends at or before the caller's limit, if there is one             limit
+  the file has the whole group                                                torn
+  each payload's CRC holds and its padding is zero; padding to 4096 is zero   torn
 
-  end      a block of zeros, or the file ends just there
-  torn     no sound header, or the file ends inside the group, or a payload or its padding is wrong
-  foreign  a sound header with another log id: space of an older log
-  gap      a sound header of this log that does not continue the chain
-  corrupt  a sound header whose contents are impossible; or any of the above at a POS that is known to be durable: from
-           a version link, or from a later sound header (aligned, same log id and number, its POS where it stands) which
-           says that more was durable when it was written (rule 5; on the disk of the producer: no proof in a copy)
-  unknown  something that must be understood and is not
-  limit    the position where the caller wanted to end
+A reader that starts at a POS other than 0 knows the digest there, not the numbers: it takes group and record number
+from the group it finds, whose digest-before must be the one it knows. At a limit the scan ends before it reads.
 
-Only end, torn and foreign at the end of the newest log are normal, and only after a crash.
+end, torn, foreign and gap become corrupt when POS is known to be durable (rule 5): from a version link (more than POS);
+or from any block behind the bad one, at a multiple of 4096 up to the end of the file, that is a group header of this
+log id and number with a CRC that holds, its POS where it stands, and POS < its durable <= its POS. That block proves
+something on the disk of the log's producer only: a copy is written many groups at once, and a power cut may leave the
+last of them without the first. Only end, torn and foreign at the end of the newest log are normal, and only after a crash.
 
-Order of syncs. Making log N+1: everything of N written and fdatasynced; header of N+1 under a temporary name;
-fdatasync; its name; fsync of the directory; only then its first group. A file that is used again gets its new header
-before its new name. Groups are answered in order, at most two are being written at a time; `durable` moves to P only
-by a fdatasync issued after all up to P was written (rule 1). An ended log is cut to its end. Log files have mode 0600.
+The logs of a directory. Of all regular files with the name of a log from the number of the wanted position on, every
+one must have a header that may be followed, else nothing is concluded. The history from (N, producer, POS) begins in
+that log; if it is not there, in a log whose predecessor is exactly that position. From a log it goes on in the one that
+names it as predecessor (number and producer). Where several do, those without a valid group are no history (rule 7);
+two with groups are a split brain; if none has any, the own host's counts, else that of the first name. A log with a
+successor ends at the position and with the digest that its successor's header says, whatever stands behind (rule 4): a
+scan that does not reach just that is damage. POS behind that end is a split brain. Any other log with a valid group is
+a split brain too. The last log of the chain is the newest; it ends where its scan ends, for a reason that is normal.
+
+A digest that was handed in for POS is believed when the header of the group that begins there confirms it, else when
+XXH3-128 of a sound group header that ends at POS is the same (at 0: of the file header, always). A log file that does
+not reach POS is damaged: what is on the disk was durable in the log first.
+
+What may be concluded. The primary, after a crash: everything up to the end is its history; what was flushed is there;
+it cuts the file there and begins N+1 with this end and digest, at POS 0 of a new log id. A secondary: bytes count as
+fetched when they were accepted by these checks and are durable in its copy; it may bring to its disk what is fetched,
+whole groups in order, and nothing behind a group that was not accepted. Equal (log id, POS, digest) on two hosts means
+equal history up to there.
+
+Order of syncs (rules 1, 3, 4). Writing: groups are written at most two at a time and answered in order; `durable` moves
+to P only by a fdatasync issued after all up to P was written. Making log N+1: everything of N written and fdatasynced;
+header of N+1 under a temporary name; fdatasync; its name; fsync of the directory; only then its first group. Recycling:
+the file gets the temporary name, fsync of the directory (the old name is gone), new header, fdatasync, new name, fsync
+of the directory. Ending: N is cut to its end and fdatasynced, at a rotation when N+1 is there, after a crash before it
+is made. Reading after a start: fdatasync of the log before the first byte is believed. Bytes reach the data device only
+when their group is durable in the log; the data device is fdatasynced before the disk position moves. Log files have
+mode 0600.
 """
 from __future__ import annotations
 

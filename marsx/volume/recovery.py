@@ -162,9 +162,8 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
         result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, collect=collect,
                              known_durable=known, look=None if log.producer == env.host else 0)
         _judge(log, result, start, known)
-        if log.end is None and not result.groups and digest != reader.digest_behind(fd, log.header, start):
-            raise DamagedError(f"{log.path} does not confirm the digest known at the replay position {start}",
-                               "remove local-HOST/position-RESOURCE and try again; else invalidate this replica")
+        if start == 0 or (log.end is None and not result.groups):
+            _confirm(fd, log, start, digest)
     except BaseException:
         os.close(fd)
         raise
@@ -175,6 +174,13 @@ def _reaches(fd: int, start: int) -> bool:
     """The disk holds everything before `start`, and that was durable in the log first: a log that ends earlier has lost
     bytes, however well it ends."""
     return start % BLOCK == 0 and start <= os.fstat(fd).st_size - BLOCK
+
+
+def _confirm(fd: int, log: writer.LogFile, start: int, digest: str) -> None:
+    """A digest that no group behind `start` confirms, or that the file header must give."""
+    if digest != reader.digest_behind(fd, log.header, start):
+        raise DamagedError(f"{log.path} does not confirm the digest known at the replay position {start}",
+                           "remove local-HOST/position-RESOURCE and try again; else invalidate this replica")
 
 
 def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:

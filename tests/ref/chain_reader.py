@@ -106,7 +106,7 @@ def recover(files: dict[str, bytes], at: tuple[int, str, int], at_digest: bytes,
                 raise Refused(f"{head.name} does not end as its successor says")
         elif got.reason not in ("end", "torn", "foreign"):
             raise Refused(f"{head.name} is {got.reason}")
-        if last and not got.groups and digest != digest_behind(data, start):
+        if (start == 0 or (last and not got.groups)) and digest != digest_behind(data, start):
             raise Refused("nothing confirms the digest at the position")
         parts.append(Part(head, start, digest, got, last))
     return parts

@@ -9,7 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { PWRITE = 1, FDATASYNC = 2, FALLOCATE = 3, RULES = 64, EVENTS = 4096 };
+enum { PWRITE = 1, FDATASYNC = 2, FALLOCATE = 3, PREAD = 4, RULES = 64, EVENTS = 4096 };
 
 struct rule { int kind, fd, nth, hold, fail, half; };
 struct event { int kind, fd, phase, result; uint64_t off, len; };
@@ -17,7 +17,7 @@ struct event { int kind, fd, phase, result; uint64_t off, len; };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct rule rules[RULES];
-static int n_rules, calls[4][1024], waiting;
+static int n_rules, calls[5][1024], waiting;
 static struct event events[EVENTS];
 static int n_events;
 
@@ -77,6 +77,21 @@ ssize_t pwrite(int fd, const void *p, size_t n, off_t off)
 ssize_t pwrite64(int fd, const void *p, size_t n, off_t off)
 {
     return pwrite(fd, p, n, off);
+}
+
+ssize_t pread(int fd, void *p, size_t n, off_t off)
+{
+    struct rule r = {0};
+    if (begin(PREAD, fd, (uint64_t)off, n, &r) && r.fail) {
+        errno = r.fail;
+        return end(PREAD, fd, -1, (uint64_t)off, n);
+    }
+    return end(PREAD, fd, syscall(SYS_pread64, fd, p, n, off), (uint64_t)off, n);
+}
+
+ssize_t pread64(int fd, void *p, size_t n, off_t off)
+{
+    return pread(fd, p, n, off);
 }
 
 int fdatasync(int fd)

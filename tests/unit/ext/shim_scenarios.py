@@ -17,7 +17,7 @@ from marsx._ext import marslog
 from marsx.log import reader
 from tests.fix_volume import BLOCK, MIB, Rig
 
-PWRITE, FDATASYNC, FALLOCATE = 1, 2, 3
+PWRITE, FDATASYNC, FALLOCATE, PREAD = 1, 2, 3, 4
 SHIM = ctypes.CDLL(None)
 EIO = errno.EIO
 
@@ -291,6 +291,27 @@ def many_flushes(rig: Rig) -> None:
         assert not thread.is_alive()
     answers = rig.injector.answered()
     assert len(answers) == 302 and not any(error for _, error in answers)
+
+
+def read_back_pins(rig: Rig) -> None:
+    """A read that is inside the log file holds the log: write-back passes it, and the file is given away only when the
+    read has ended, with the right bytes (rule 9)."""
+    rig.write(3 * MIB, os.urandom(4096))
+    rig.rotate()
+    for _ in range(20):                                     # log 1 leaves the ring, its newest data stay in the shadow
+        rig.write(0, os.urandom(MIB))
+    rig.rotate()
+    want = bytes(rig.twin[3 * MIB:3 * MIB + 4096])
+    gate = rule(PREAD, rig.fds[1], 1, hold=True)
+    got: list[bytes] = []
+    reading = rig.spawn(lambda: got.append(rig.injector.read(3 * MIB, 4096)))
+    until(lambda: SHIM.shim_waiting() == 1)
+    while rig.write_back():
+        assert rig.fds[1] not in [fd for _, fd in rig.volume.drop_logs()], "the log under a running read is given away"
+    SHIM.shim_open(gate)
+    reading.join(20)
+    assert got == [want]
+    assert rig.fds[1] in [fd for _, fd in rig.volume.drop_logs()]
 
 
 def main(name: str, directory: str) -> None:

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compil
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_writers_flushes_and_changes_of_the_log(tmp_path, kind):
-    """Rules 1, 4: no data race, every request answered once, every log a sound chain up to the end it was frozen at."""
+    """Rules 1, 4, 8: no data race, every request answered once, the order of what is on top of the log is that of the
+    log, every log a sound chain up to the end it was frozen at."""
     program = tmp_path / "log_test"
     subprocess.run(["gcc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-sign-compare",
                     "-Werror", KINDS[kind], "-fno-sanitize-recover=all", "-D_GNU_SOURCE", f"-I{TOP / 'ext'}",

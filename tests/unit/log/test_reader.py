@@ -245,7 +245,7 @@ def test_tail_of_zeros_and_of_older_logs():
 
 
 def test_same_log_other_chain_is_a_gap():
-    """A header of this very log that continues another past: position and numbers fit, the digest does not."""
+    """Rule 6: a header of this very log that continues another past: position and numbers fit, the digest does not."""
     log, other = simple_log(2), Log()
     for _ in range(3):
         other.add([write(0, b"other" * 600), Record(2, 0, 512)])

@@ -314,6 +314,7 @@ def test_rule_4_newest_chains_to_an_existing_predecessor(tmp_path):
 
 
 def test_rule_7_newest_of_two_with_one_number(tmp_path):
+    """Rule 7: an empty log beside one with contents is no history; two with contents have parted."""
     one = put(tmp_path, 1, "alpha", 2)
     put(tmp_path, 2, "alpha", 0, one)
     put(tmp_path, 2, "b", 0, one)

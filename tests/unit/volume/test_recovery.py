@@ -13,6 +13,7 @@ from marsx.base.position import LogPos
 from marsx.log import reader, record
 from marsx.volume import recovery
 from tests.fix_volume import BLOCK, HOST, MIB, Serving, Site, apply, flip, new_header, read_groups, tree_of
+from tests.ref.log_reader import seal
 
 START = LogPos(1, HOST, 0)
 
@@ -71,8 +72,8 @@ def test_cut_anywhere(crashed, seed):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_primary_after_a_crash(crashed, seed):
-    """Rules 2, 4, 11: the new primary shows just the recovered prefix at once, from the index; N is cut to its end and
-    named by N+1; crashes of the new one change nothing of that."""
+    """Rules 2, 4, 10, 11: the new primary shows just the recovered prefix at once, from the index; N is cut to its end
+    and named by N+1; crashes of the new one change nothing of that."""
     rig, site, durable, written = crashed(seed, logs=1 + seed % 3)
     nr = max(rig.fds)
     before = [read_groups(rig.path(n), rig.ends.get(n)) for n in range(1, nr)]
@@ -136,6 +137,17 @@ def test_digest_at_the_end_is_confirmed(crashed):
     assert recover(site, LogPos(1, HOST, durable), digest)[0].digest == digest
     with pytest.raises(DamagedError, match="does not confirm the digest"):
         recover(site, LogPos(1, HOST, durable), "ab" * 16)
+    other = new_header(1, 2 * MIB).pack()[:64]
+    with open(rig.path(), "r+b") as file:           # a header of its own under groups that continue the old one
+        file.write(rig.header.pack()[:48] + other[48:56])
+        file.seek(0)
+        block = bytearray(file.read(BLOCK))
+        file.seek(0)
+        file.write(seal(block))
+    with pytest.raises(DamagedError, match="does not confirm the digest"):
+        recover(site, START, rig.header.digest0)
+    with open(rig.path(), "r+b") as file:
+        file.write(rig.header.pack())
     os.truncate(rig.path(), BLOCK)
     assert recover(site, START, rig.header.digest0)[0].end == 0
     with pytest.raises(DamagedError, match="does not confirm the digest"):
