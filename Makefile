@@ -73,9 +73,6 @@ sim: build ## crash states, enumerated: 20,000 of recorded runs (SEED=n; a failu
 sim-long: build ## the same, 1,000,000 states
 	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 1000000 --budget 10
 
-mutants: build ## take correctness rules out of a copy of the sources, one by one: the crash states must find each
-	$(PY) -m tests.crash.mutants $(ARGS)
-
 bench: build pyz ## measure everything into bench/report.json (10 minutes); see bench/README.md
 	@mkdir -p build
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=build/bench.json --import-mode=importlib -q $(ARGS)
@@ -93,8 +90,9 @@ fuzz: $(DEPS) ## hostile logs, links and frames under the sanitizers (SECONDS=60
 	MARS_BUILD=asan MARS_EXT=marssum,marslog,marsreplay,marsscan,marsshadow $(PY) setup.py -q build_ext
 	$(PY) -m tests.fuzz run --seconds $(SECONDS) --seed $(SEED)
 
-mutants: build ## take each correctness rule out and see its test fail (ARGS='-k rule-5'); tests/mutants/__init__.py
+mutants: build ## take each correctness rule out of a copy of the sources and see its test, or the crash states, find it
 	$(PY) -m tests.mutants.run $(ARGS)
+	$(PY) -m tests.crash.mutants
 
 annotate: $(DEPS) ## Cython's html pages: which line costs what (build/cython)
 	MARS_BUILD=annotate $(PY) setup.py -q build_ext --inplace --force

@@ -55,9 +55,10 @@ _TABLE = (
     # Sync.
     Tunable("do_fast_fullsync", 1, "bool", 0, 1, "compare before copying; 0 = copy everything"),
     Tunable("sync_limit", 0, "resources", 0, 10_000, "how many resources sync at once here; 0 = no limit"),
+    Tunable("sync_flip_interval_sec", 60, "s", 0, 10**6, "after this time a sync lets a waiting one go; < 8 = never"),
     Tunable("sync_fly", 8, "spans", 1, 256, "spans asked for at once"),
     Tunable("sync_digest", 0, "", 0, 2,
-            "digests of sync and verify: 0 = XXH3-128, 1 = SHA-256, 2 = BLAKE2b (40 times slower, against malice)"),
+            "digests of sync and verify: 0 = XXH3-128, 1 = SHA-256, 2 = BLAKE2b (40 times slower)"),
     Tunable("copy_timeout", 180, "s", 1, 10**6, "a span not answered by then: connect again"),
     # Cluster and network.
     Tunable("start_patience_s", 5, "s", 0, 3600,
@@ -66,6 +67,9 @@ _TABLE = (
     Tunable("mars_port", 7777, "", 1, 65535, "TCP port; counts when marsd starts"),
     Tunable("network_io_timeout", 30, "s", 1, 10**6, "deadline of every wait on the network"),
     Tunable("handler_limit", 2048, "", 1, 10_000, "incoming connections at once; counts when marsd starts"),
+    Tunable("compress_level", 1, "", 0, 9, "Blosc2 level on slow lines; 0 = never compress"),
+    Tunable("traffic_tuning/client_role_traffic_ratelimit_kb", 0, "KiB/s", 0, _BIG, "what we fetch; 0 = no limit"),
+    Tunable("traffic_tuning/server_role_traffic_ratelimit_kb", 0, "KiB/s", 0, _BIG, "what we serve; 0 = no limit"),
     *_tcp("0_meta", "tree"),
     *_tcp("1_replication", "logs"),
     *_tcp("2_sync", "sync"),

@@ -123,7 +123,8 @@ end, torn, foreign and gap become corrupt when POS is known to be durable (rule 
 or from any block behind the bad one, at a multiple of 4096 up to the end of the file, that is a group header of this
 log id and number with a CRC that holds, its POS where it stands, and POS < its durable <= its POS. That block proves
 something on the disk of the log's producer only: a copy is written many groups at once, and a power cut may leave the
-last of them without the first. Only end, torn and foreign at the end of the newest log are normal, and only after a crash.
+last of them without the first. Only end, torn and foreign at the end of the newest log are normal, and only after a
+crash.
 
 The logs of a directory. Of all regular files with the name of a log from the number of the wanted position on, every
 one must have a header that may be followed, else nothing is concluded. The history from (N, producer, POS) begins in

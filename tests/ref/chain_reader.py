@@ -100,7 +100,7 @@ def recover(files: dict[str, bytes], at: tuple[int, str, int], at_digest: bytes,
         end = pred[2] if pred else None
         if end is not None and end < start:
             raise Refused("the log ends before the position")
-        got = walk(data, known_durable if last else 0, start, digest, end)
+        got = walk(data, known_durable if last else 0, start, digest, end, proof=head.producer == host)
         if pred:
             if got.end != end or got.digest != run[i + 1].pred_digest:
                 raise Refused(f"{head.name} does not end as its successor says")

@@ -260,8 +260,9 @@ def _proof_beyond(data: bytes, at: int, log: dict, end: int) -> bool:
 
 
 def walk(data: bytes, known_durable: int = 0, start: int = 0, digest: bytes = b"", limit: int | None = None,
-         size: int = 0) -> Walk:
+         size: int = 0, proof: bool = True) -> Walk:
     """Read a log file whose header parse_header() accepts, from POS `start` (with the digest there) at most to `limit`.
+    proof: groups behind a bad one may prove that it was durable (not so in a copy of another host's log).
 
     Behind POS 0 the numbers are those of the first group: only its chain digest commits to them."""
     log = {"id": data[32:48], "nr": _u(data, 24, 8), "group": 0, "record": 0}
@@ -282,7 +283,7 @@ def walk(data: bytes, known_durable: int = 0, start: int = 0, digest: bytes = b"
         if code == "ok":
             _accept(result, group, table)
     result.code = code
-    result.reason = _reason(data, log, result, known_durable)
+    result.reason = _reason(data, log, result, known_durable, proof)
     return result
 
 
@@ -296,14 +297,14 @@ def _accept(result: Walk, group: bytes, table: Table) -> None:
     result.kept += _changes(group, table)
 
 
-def _reason(data: bytes, log: dict, result: Walk, known_durable: int) -> str:
+def _reason(data: bytes, log: dict, result: Walk, known_durable: int, proof: bool) -> str:
     """Why the walk ended."""
     if result.code == "ok":
         return "limit"
     at = BLOCK + result.end
     reason = "end" if result.code == "short" and at >= len(data) else REASON.get(result.code, "torn")
     if reason in ("end", "torn", "foreign", "gap") and (
-            known_durable > result.end or _proof_beyond(data, at, log, result.end)):
+            known_durable > result.end or proof and _proof_beyond(data, at, log, result.end)):
         return "corrupt"
     return reason
 

@@ -47,8 +47,8 @@ def test_tables_have_no_holes() -> None:
     assert ends == [448, record.TABLE_OFFSET, record.RECORD_FIELDS.size]
 
 
-@pytest.mark.parametrize(("number", "fields"), enumerate([record.FILE_FIELDS, record.GROUP_FIELDS,
-                                                          record.RECORD_FIELDS]))
+@pytest.mark.parametrize(("number", "fields"), [(0, record.FILE_FIELDS), (1, record.GROUP_FIELDS),
+                                                (2, record.RECORD_FIELDS)])
 def test_structs_are_those_of_the_page(number: int, fields: struct.Struct) -> None:
     """Filled byte by byte by the page's offsets, the struct gives the values back in the page's order."""
     table = [row for row in tables()[number] if number == 2 or not row[2].startswith("reserved")]
