@@ -220,7 +220,7 @@ def test_sync_replay_and_writes_at_the_same_time(stage, seed):
         host.primary.volume.sync_now()
         while secondary.replayer.at != host.end.at or not secondary.view().consistent(RESOURCE, ME):
             assert not secondary.replayer.error
-            secondary.copy.publish()
+            secondary.copy.publish(wait=False)
             await asyncio.sleep(0.002)
         assert secondary.bound.bound is None and not secondary.trouble
         assert secondary.view().syncstatus(RESOURCE, ME) == SIZE
