@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -181,6 +182,7 @@ def main() -> int:
     """See the module."""
     args = parse()
     keep_memory()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # folders are removed then, too
     begin = time.monotonic()
     if args.jobs:
         count, errors = side_by_side(args)

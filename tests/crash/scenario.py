@@ -50,6 +50,7 @@ class Writer(threading.Thread):
 
     def __init__(self, volume, marks: Marks, seed: str, base: int, count: int) -> None:
         super().__init__(daemon=True)
+        self.flush_rate = random.Random(seed[:-2]).choice((0.03, 0.22))     # of all writers of this run
         self.marks, self.rng, self.count, self.next = marks, random.Random(seed), count, base
         self.injector = marsinject.Injector(volume, first_unique=base + 1)
         self.flushes: set[int] = set()
@@ -62,9 +63,9 @@ class Writer(threading.Thread):
     def run(self) -> None:
         for _ in range(self.count):
             what = self.rng.random()
-            if what < 0.22:
+            if what < self.flush_rate:
                 self.flush()
-            elif what < 0.32:
+            elif what < self.flush_rate + 0.1:
                 self.zero()
             else:
                 self.write()
@@ -114,7 +115,9 @@ class PrimaryRun:
         self.host, self.marks, self.phase, self.requests = host, marks, phase, requests
         self.name = f"{seed}.{phase}"
         self.rng = random.Random(self.name)
-        self.primary = Primary(host.env(flush_ms=self.rng.choice((1, 4, 15))), host.disk_fd)
+        sizes = {"flush_ms": self.rng.choice((1, 4, 40)), "writeback_ms": self.rng.choice((4, 20)),
+                 "writeback_bytes": self.rng.choice((8, 64)) << 10}
+        self.primary = Primary(host.env(**sizes), host.disk_fd)
         self.dropped: list[str] = []
 
     async def run(self) -> None:
