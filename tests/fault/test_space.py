@@ -92,12 +92,13 @@ def everything_everywhere(a, b, writer) -> None:
 
 
 def really_full(a, b, writer) -> None:
-    """Somebody fills /mars with a file, again whenever logs were deleted: the same without the layer."""
+    """Somebody fills /mars with a file, again whenever logs were deleted: the same without the layer. There is no room
+    for the message here either, but the other host hears it."""
     fill = a.popen(["sh", "-c", "while :; do dd if=/dev/zero bs=64k status=none >> /mars/foreign; sleep 0.3; done"],
                    stderr=subprocess.DEVNULL)
     load = a.popen(["sh", "-ec", f"for n in 1 2 3 4 5; do dd if=/dev/urandom of={ways.DEVICE} bs=1M count=24 seek=32 "
                     "oflag=direct status=none; done"])
-    ways.told(a, "no room for the log")
+    b.wait(lambda: "no room for the log" in ways.messages_of(b, "a"), 60, "a's lack of room in b's tree")
     assert load.poll() is None and not writer.failed()
     os.killpg(fill.pid, signal.SIGKILL)
     fill.wait()
