@@ -20,7 +20,8 @@ if str(TOP) not in sys.path:
 from marsx.device.loop import FuseLoop  # noqa: E402
 from tools import loops  # noqa: E402
 
-CLONES = 2
+CLONES = 2      # more give nothing where nothing is stored
+STORING = 8     # threads that wait for the disk, as many as it likes to have at a time
 QUEUE = 32      # requests that a slow disk knows at a time, as native command queueing has it
 # 7200 turns a minute; from track to track 0.5 ms, over the whole disk 16 ms, over a random way 8.8 ms
 ARM = (8333.0, 500.0, 16000.0)
@@ -72,7 +73,8 @@ class NullPath:
         with contextlib.ExitStack() as failed:
             failed.callback(self._undo.close)
             front = FuseLoop(links)
-            channel = front.create(self.name, QUEUE if self.arm or self.delay_us else CLONES)
+            slow = self.arm or self.delay_us
+            channel = front.create(self.name, QUEUE if slow else STORING if self.backing else CLONES)
             self._serve(channel)
             try:
                 attached = front.attach(self.name, channel.mount, self.size, 512, lambda number: None)

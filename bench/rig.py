@@ -3,7 +3,7 @@
 Sides of a comparison, each a block device of the same size over the same disk:
 
     raw    a twin of the data device: a loop device over a file, all blocks written, O_DIRECT
-    path   the same FUSE + loop path with a server that stores the bytes on such a twin, without any log
+    path   the same FUSE + loop path with a server (8 threads) that stores the bytes on such a twin, without any log
     empty  the same path with a server that drops the bytes
     mars   /dev/mars/data of a real marsd
 
