@@ -23,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from marsx.base import messages
-from marsx.base.errors import DamagedError, MarsError
+from marsx.base.errors import DamagedError, MarsError, NotFoundError
 from marsx.base.position import LogPos
 from marsx.daemon import heal
 from marsx.daemon.activity import Activity
@@ -35,12 +35,23 @@ from marsx.tree import paths
 from marsx.tree.roles import newest_log, right_holder
 from marsx.tree.store import Entry
 from marsx.tree.view import View, parse_replay, parse_version
+from marsx.volume import recovery
 from marsx.volume.env import Env
+from marsx.volume.primary import FAILURES, Primary
 from marsx.volume.recovery import Damage, KnownDurable, LogDamaged, LogMissing
 
 LOG = messages.get("daemon.comeback")
 RETRY_MIN, RETRY_MAX = 0.2, 5.0
 ASK_AGAIN_S = 2.0
+READ_BACK = frozenset(where for where, what in FAILURES.items() if what == "reading the log back")
+
+assert READ_BACK
+
+
+def cannot_read_log(primary: Primary) -> bool:
+    """Has write-back or a read come upon log bytes that do not hold?"""
+    state = primary.volume.state if primary.volume is not None else {"failed": 0}
+    return bool(primary.error) or (bool(state["failed"]) and state["fail_where"] in READ_BACK)
 
 
 class Comeback:
@@ -60,6 +71,7 @@ class Comeback:
         self._asked_at: LogPos | None = None
         self._ask_after = float("inf")
         self._healed = False
+        self._inspected: Primary | None = None
 
     async def stop(self) -> None:
         """End what runs."""
@@ -91,6 +103,20 @@ class Comeback:
     def note(self, err: MarsError) -> None:
         """The resource stops with this error: can it be healed?"""
         self.damage = err.damage if isinstance(err, LogDamaged | LogMissing) else None
+
+    async def inspect(self, primary: Primary, position: Callable[[], tuple[LogPos, str]]) -> str:
+        """A primary that cannot read its log back serves on: what is wrong with the logs from its disk position on ("":
+        it can, or nothing is found)? Looked for once."""
+        if self._inspected is primary or not cannot_read_log(primary):
+            return ""
+        self._inspected = primary
+        try:
+            logs = await self.site.blocking(recovery.recover, primary.env, *position(), self.known_durable())
+        except (DamagedError, NotFoundError) as err:
+            self.note(err)
+            return err.text
+        recovery.close_all(logs)
+        return ""
 
     def start_healing(self, env: Env, trouble: Callable[[str], None], healed: Callable[[], Awaitable[None]]) -> None:
         """Until it is done, or `stop`. `trouble` hears how it goes, `healed` that recovery may look again."""

@@ -41,18 +41,19 @@ class Healed:
 
 
 class Patch(LogCopy):
-    """The damaged log as what a stream writes to: in place, and nothing behind is cut off."""
+    """The damaged log as what a stream writes to: in place, and nothing behind is cut off. The source has it up to
+    POS `end`."""
 
-    def __init__(self, env: Env, damage: Damage) -> None:
+    def __init__(self, env: Env, damage: Damage, end: int) -> None:
         size = damage.device_size or env.device_size
         super().__init__(env, damage.good, damage.digest or NO_DIGEST, damage.header, damage.group, damage.record, size,
                          lambda at, digest: None)
         self.replaced = 0
-        self._whole = False
+        self._end = end
 
     def enough(self) -> bool:
         """Nothing more comes from there, or the own bytes go on from here."""
-        return self._whole or (self.replaced > 0 and self._goes_on())
+        return self.header is not None and (self.at.pos >= self._end or (self.replaced > 0 and self._goes_on()))
 
     def _goes_on(self) -> bool:
         assert self.header is not None
@@ -62,11 +63,8 @@ class Patch(LogCopy):
         return record.group_digest_before(block, self.header, self.at.pos) == self.digest
 
     def next(self, nr: int, producer: str, end: int, header: bytes) -> None:
-        self._whole = True
-
-    def until(self, end: int) -> None:
-        """The source has it up to here."""
-        self._whole = self._whole or self.at.pos >= end
+        if self.at.pos < self._end:
+            raise DamagedError(f"{self.at.log} ends at {end} there, but {self._end} were offered", "ask another member")
 
     def _open(self) -> None:
         if self._fd < 0:
@@ -147,11 +145,10 @@ def nobody(answers: dict[str, Offer | str], away: Iterable[str]) -> str:
 
 async def heal(site: Site, env: Env, resource: str, damage: Damage, host: str, end: int) -> Healed:
     """Fetch what is missing from `host`, which has it up to `end`. MarsError, OSError when that fails."""
-    patch = Patch(env, damage)
+    patch = Patch(env, damage, end)
     link, _ = await site.dial(host, "fetch")
     try:
-        await fetch_logs(link, resource, patch, executor=site.executor, enough=patch.enough,
-                         fetched=lambda nr, producer, pos: patch.until(end))
+        await fetch_logs(link, resource, patch, executor=site.executor, enough=patch.enough)
     finally:
         await link.close()
         await site.blocking(patch.close)

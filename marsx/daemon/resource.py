@@ -195,6 +195,8 @@ class Runner:
         if self.disk_fd >= 0 and self.producer is None and self.consumer is None and not self.trouble:
             return await self._recover()
         self._judge(view)
+        if self.producer is not None and (bad := await self.back.inspect(self.producer.primary, self._position)):
+            self._set_trouble(bad)
         kept = self.resource in self.site.kept and self.consumer is not None
         if (want.primary or kept) and self.producer is None and self.disk_fd >= 0:
             return await self._become_primary()

@@ -302,6 +302,28 @@ def test_damaged_copies_of_a_secondary_are_fetched_again(pair):
     scenario.wait_equal(a, b, "data")
 
 
+def test_log_that_rots_under_a_serving_primary_is_healed(pair):
+    """Rule 5: write-back comes upon a rotten log: it is healed from b in place, another worker takes over, and the
+    application sees no error. (Write-back begins a second after the start; did the rot come before?)"""
+    hosts = filled(pair)
+    a, b = hosts
+    name = logs(a)[0]
+    for _ in range(5):
+        kill(a)
+        rewind(a)
+        a.marsd_start()
+        rot(log_file(a, logs(a).index(name)))
+        a.run(WRITE)
+        a.wait(lambda: scenario.settled(a, "data"), what="write-back")
+        if "came back from b" in messages(a, "inf-heal"):
+            break
+        log_file(a, logs(a).index(name)).write_bytes(log_file(b, logs(b).index(name)).read_bytes())
+    assert "came back from b" in messages(a, "inf-heal")
+    assert not messages(a, "err-device").replace("OK", "")
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+
+
 def test_older_state_fetches_the_tail_of_its_own_log(pair, tmp_path):
     """Rule 22: a primary is set back (tree, logs, data device) to an older state; b has everything that came later in
     logs of a, also a log that a does not know of: a fetches that before it begins the next one."""

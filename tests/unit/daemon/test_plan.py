@@ -76,6 +76,17 @@ NOBODY = {"primary": "(none)", "actual_a_is-primary": "0"}
                  {"primary": "durable"}, id="rule 21: does not cease either"),
     pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, role_durable=False), {**SECOND, "fetch_from": "b"},
                  {"primary": "durable"}, id="rule 21: does not grant either"),
+    # rule 22: what has to be cleared up after a start
+    pytest.param("a", {}, replace(AT_END, hold="b has more"), {**SECOND, "fetch_from": "b"},
+                 {"primary": "b has more"}, id="rule 22: does not become before that"),
+    pytest.param("a", {}, replace(AT_END, hold="c has more", ahead="c"), {**SECOND, "fetch_from": "c"},
+                 {"primary": "c has more"}, id="rule 22: fetches from who has more"),
+    pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, hold="b has more"), {**SECOND, "fetch_from": "b"},
+                 {}, id="rule 22: does not grant either"),
+    pytest.param("a", {"todo_a_connect": "0"}, replace(AT_END, hold="b has more"), {"attach": True, "primary": True},
+                 {}, id="rule 22: by force it does"),
+    pytest.param("a", {}, replace(PRIMARY, hold="b has more"), {"attach": True, "primary": True}, {},
+                 id="rule 22: who serves goes on"),
     # trouble, clock, consistency
     pytest.param("b", {}, replace(AT_END, trouble="log damaged"), {"attach": True}, {"trouble": "log damaged"},
                  id="trouble stops a secondary"),
