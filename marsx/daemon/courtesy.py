@@ -22,9 +22,11 @@ FIRST = 64 << 20
 MOST = 64 << 30
 # Fewer writes in a part say nothing about a rate.
 FEW = 3
-KEEP, GOOD = 0.93, 0.97
-DOWN, UP = 0.7, 1.2
-SMOOTH = 0.4
+# Steps are as large downwards as upwards, or noise alone would drive the rate to its floor; only a clear loss is
+# answered at once.
+AIM, LOST = 0.955, 0.75
+DOWN, UP, BACK = 0.85, 1.18, 0.6
+SMOOTH = 0.25
 
 
 class Courtesy:
@@ -91,7 +93,6 @@ class Courtesy:
     def _compare(self, on: float, off: float) -> None:
         self._on = on if not self._on else self._on + SMOOTH * (on - self._on)
         self._off = off if not self._off else self._off + SMOOTH * (off - self._off)
-        if self._on < KEEP * self._off:
-            self.rate = max(LEAST, int(self.rate * DOWN))
-        elif self._on > GOOD * self._off:
-            self.rate = min(MOST, int(self.rate * UP))
+        ratio = self._on / self._off
+        step = UP if ratio > AIM else DOWN if ratio > LOST else BACK
+        self.rate = max(LEAST, min(MOST, int(self.rate * step)))

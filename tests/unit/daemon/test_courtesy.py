@@ -53,7 +53,7 @@ class Machine:
         done = alone = 0.0
         first = 0
         before = 0
-        step = 0.005
+        step, slot, weather = 0.005, -1, 1.0
         while loop.time() < seconds:
             half = loop.time() > seconds / 2
             if half and not first:
@@ -61,7 +61,9 @@ class Machine:
             used = min(1.0, (self.read - before) / step / self.full)
             before = self.read
             if writing(loop.time()):
-                rate = self.base * (1 - (1 - self.share) * used) * (1 + self.noise * self.rng.uniform(-1, 1))
+                if int(loop.time() / 0.1) != slot:  # as the weather of a real machine: it lasts
+                    slot, weather = int(loop.time() / 0.1), 1 + self.noise * self.rng.uniform(-1, 1)
+                rate = self.base * (1 - (1 - self.share) * used) * weather
                 self.writes += rate * step
                 done, alone = done + rate * step * half, alone + self.base * step * half
             loop.now += step
@@ -95,6 +97,12 @@ def test_harmless_reads_are_not_held_back():
     """A device that is fast enough for both: the sync has at least six tenths of its own rate (pauses are measured)."""
     kept, synced = play(Machine(5000, 200 * MIB, 1.0))
     assert kept > 0.99 and synced >= 0.6 * 200 * MIB
+
+
+def test_noise_alone_stops_nobody():
+    """An application whose rate goes up and down by itself, on a machine where reads are harmless."""
+    _, synced = play(Machine(5000, 200 * MIB, 1.0, 0.8), 240)
+    assert synced >= 0.25 * 200 * MIB
 
 
 def test_nobody_writes_nobody_waits():
