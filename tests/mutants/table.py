@@ -77,7 +77,8 @@ MUTANTS = (
            "            if done or self.worker.sock is None:\n                self._worker_ended",
            "tests/unit/daemon/test_keeper.py::test_new_worker_only_after_the_old_one_is_reaped"),
     Mutant("log-shorter-than-the-disk-position", 3, "marsx/volume/recovery.py",
-           "    return start % BLOCK == 0 and start <= os.fstat(fd).st_size - BLOCK\n", "    return start % BLOCK == 0\n",
+           "    return start % BLOCK == 0 and start <= os.fstat(fd).st_size - BLOCK\n",
+           "    return start % BLOCK == 0\n",
            f"{RECOVERY}::test_log_shorter_than_the_disk_position"),
     # ---- 4: where log N ends
     Mutant("ended-log-may-be-shorter", 4, "marsx/volume/recovery.py",
@@ -223,7 +224,8 @@ MUTANTS = (
            f"{MARSLOG}::test_known_uniques_are_answered_only"),
     # ---- 12: the dirty length
     Mutant("replay-writes-before-it-says-so", 12, "marsx/volume/replay.py",
-           "            if not announce(self.env, self.at, new.pos - self.at.pos, self._pause):\n                return\n",
+           "            if not announce(self.env, self.at, new.pos - self.at.pos, self._pause):\n"
+           "                return\n",
            "            pair.now.apply(self.disk_fd, self.env.fly, None)\n",
            f"{REPLAY}::test_replay_of_several_logs"),
     Mutant("write-back-does-not-say-so", 12, "marsx/volume/primary.py",
