@@ -33,6 +33,7 @@ static inline void mars_log_count(struct mars_log *l, const struct mars_group *g
         l->count.write_bytes += g->req[i].size;
     }
     l->count.writes += g->n_req;
+    l->last_write_ns = now;
 }
 
 /* Locked (given up while answering). The group is ours alone as long as it is MARS_GROUP_ANSWERING. */
@@ -96,7 +97,7 @@ static inline void mars_log_answer_failed(struct mars_log *l)
         mars_groups_close(&l->groups);
     for (i = l->groups.first; i < l->groups.next; i++) {
         struct mars_group *g = mars_groups_at(&l->groups, i);
-        if (g->state == MARS_GROUP_WAITING || g->state == MARS_GROUP_DONE)
+        if ((g->state == MARS_GROUP_WAITING && g->copying == 0) || g->state == MARS_GROUP_DONE)
             mars_log_answer_group(l, g, l->failed);
     }
     while (l->n_flush && !l->syncing) {
@@ -127,10 +128,10 @@ static inline int mars_log_may_grow(const struct mars_log *l, const struct mars_
     return l->in_flight && g->state == MARS_GROUP_OPEN && g->n < l->batch && g->vend - g->vstart < MARS_BATCH_BYTES;
 }
 
-/* Write waiting groups while fewer than MARS_IN_FLIGHT are being written; answer what is complete in log order. */
-static inline void mars_log_commit(struct mars_log *l)
+/* Locked (given up while writing and answering). Write waiting groups while fewer than MARS_IN_FLIGHT are being
+ * written; answer what is complete in log order. Who copies the last payload of a group commits it. */
+static inline void mars_log_commit_locked(struct mars_log *l)
 {
-    pthread_mutex_lock(&l->lock);
     while (l->in_flight < MARS_IN_FLIGHT && !l->frozen && l->failed == 0 && l->groups.commit < l->groups.next) {
         struct mars_group *g = mars_groups_at(&l->groups, l->groups.commit);
         struct mars_segment s;
@@ -144,6 +145,8 @@ static inline void mars_log_commit(struct mars_log *l)
             break;
         if (g->state == MARS_GROUP_OPEN)
             mars_groups_close(&l->groups);
+        if (g->copying)
+            break;
         mars_log_seal(l, g);
         g->state = MARS_GROUP_WRITING;
         l->groups.commit++;
@@ -161,6 +164,12 @@ static inline void mars_log_commit(struct mars_log *l)
     }
     if (l->failed)
         mars_log_answer_failed(l);
+}
+
+static inline void mars_log_commit(struct mars_log *l)
+{
+    pthread_mutex_lock(&l->lock);
+    mars_log_commit_locked(l);
     pthread_mutex_unlock(&l->lock);
 }
 
@@ -184,9 +193,7 @@ static inline void mars_log_wait_room(struct mars_log *l, uint32_t span)
 {
     while (l->failed == 0 && !l->stop && !mars_log_room(l, span)) {
         l->count.waits++;
-        pthread_mutex_unlock(&l->lock);
-        mars_log_commit(l);
-        pthread_mutex_lock(&l->lock);
+        mars_log_commit_locked(l);
         if (l->failed == 0 && !l->stop && !mars_log_room(l, span)) {
             struct timespec until = mars_deadline(50);
             pthread_cond_timedwait(&l->space, &l->lock, &until);
@@ -194,7 +201,24 @@ static inline void mars_log_wait_room(struct mars_log *l, uint32_t span)
     }
 }
 
-/* One record into the open group, waiting while there is no room. 0 or a negative errno (not answered then). */
+/* Locked (given up while copying). The record into the open group; its payload into the ring. */
+static inline void mars_log_take(struct mars_log *l, const struct mars_req *req, const struct mars_record *r,
+                                 const uint8_t *data, uint32_t span)
+{
+    uint64_t v = mars_groups_place(&l->groups, r->stored);
+    struct mars_group *g = mars_groups_add(&l->groups, r, span, req);
+    if (r->stored == 0)
+        return;
+    pthread_mutex_unlock(&l->lock);
+    mars_groups_copy(&l->groups, v, data, r->stored, span);
+    pthread_mutex_lock(&l->lock);
+    g->copying--;                           /* the group was nobody's to give away until now */
+    if (g->copying == 0 && l->peeking)
+        pthread_cond_broadcast(&l->space);
+}
+
+/* One record into the open group, waiting while there is no room, and commit. 0 or a negative errno (not answered
+ * then). */
 static inline int mars_log_append(struct mars_log *l, const struct mars_req *req, const struct mars_record *r,
                                   const uint8_t *data)
 {
@@ -210,8 +234,10 @@ static inline int mars_log_append(struct mars_log *l, const struct mars_req *req
         if (rc < 0)
             mars_log_fail(l, rc, MARS_FAIL_INVARIANT);
     }
-    if (rc == 0)
-        mars_groups_add(&l->groups, r, data, span, req);
+    if (rc == 0) {
+        mars_log_take(l, req, r, data, span);
+        mars_log_commit_locked(l);
+    }
     pthread_mutex_unlock(&l->lock);
     return rc;
 }
@@ -223,7 +249,6 @@ static inline int mars_log_record(struct mars_log *l, const struct mars_req *req
                                   uint64_t off, uint64_t length)
 {
     struct mars_record r;
-    int rc;
     if (!l->started || length == 0 || (data && length > MARS_WRITE_MAX) || !mars_inside(off, length, l->device_size) ||
         ((off | length) & (l->block_size - 1)))
         return -EIO;
@@ -242,10 +267,7 @@ static inline int mars_log_record(struct mars_log *l, const struct mars_req *req
         r.stored = (uint32_t)length;
         r.crc = mars_crc32c(0, data, length);
     }
-    rc = mars_log_append(l, req, &r, data);
-    if (rc == 0)
-        mars_log_commit(l);
-    return rc;
+    return mars_log_append(l, req, &r, data);
 }
 
 #endif

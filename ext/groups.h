@@ -7,6 +7,8 @@
  *   first <= commit <= next <= first + MARS_GROUPS
  *   groups [commit, next) are not sealed yet; only the newest of them may be open
  *   ring memory is overwritten only after `high` says so
+ *   a payload is copied in without the lock: a group is sealed only when `copying` is 0, and what lies at or behind
+ *   mars_groups_copied() may be read by nobody yet
  */
 #ifndef MARS_GROUPS_H
 #define MARS_GROUPS_H
@@ -34,6 +36,7 @@ struct mars_group {
     uint64_t vstart;                        /* address of its header block */
     uint64_t vend;                          /* behind the last payload; aligned once closed */
     uint32_t n, n_req;
+    uint32_t copying;                       /* payloads that have their place and are not there yet */
     int state;                              /* enum mars_group_state */
     uint8_t digest[16];                     /* behind the group */
     struct mars_req req[MARS_MAX_RECORDS];
@@ -124,7 +127,7 @@ static inline void mars_groups_open(struct mars_groups *m)
     struct mars_group *g = mars_groups_at(m, m->next);
     g->vstart = m->appended;
     g->vend = g->vstart + MARS_BLOCK;
-    g->n = g->n_req = 0;
+    g->n = g->n_req = g->copying = 0;
     g->state = MARS_GROUP_OPEN;
     mars_groups_use(m, g->vend);
     memset(mars_ring_at(m, g->vstart), 0, MARS_BLOCK);
@@ -155,20 +158,37 @@ static inline uint64_t mars_groups_place(struct mars_groups *m, uint32_t stored)
     return stored ? g->vend : g->vstart;
 }
 
-/* After mars_groups_room: the record and its payload (r->stored bytes; `span` in the group), copied once. */
-static inline void mars_groups_add(struct mars_groups *m, const struct mars_record *r, const uint8_t *data,
-                                   uint32_t span, const struct mars_req *req)
+/* After mars_groups_room: the record takes its place; `span` bytes are for its payload. A payload has to be copied
+ * there next, without the lock, and `copying` counted down under it. */
+static inline struct mars_group *mars_groups_add(struct mars_groups *m, const struct mars_record *r, uint32_t span,
+                                                 const struct mars_req *req)
 {
     struct mars_group *g = mars_groups_newest(m);
     ((struct mars_record *)(mars_ring_at(m, g->vstart) + MARS_TABLE_OFFSET))[g->n++] = *r;
     mars_groups_use(m, g->vend + span);
-    if (r->stored) {
-        uint8_t *to = mars_ring_at(m, g->vend);
-        memcpy(to, data, r->stored);
-        memset(to + r->stored, 0, span - r->stored);
-    }
     g->vend += span;
     g->req[g->n_req++] = *req;
+    g->copying += r->stored != 0;
+    return g;
+}
+
+/* Not locked. The payload, once, into its place. */
+static inline void mars_groups_copy(struct mars_groups *m, uint64_t v, const uint8_t *data, uint32_t stored,
+                                    uint32_t span)
+{
+    uint8_t *to = mars_ring_at(m, v);
+    memcpy(to, data, stored);
+    memset(to + stored, 0, span - stored);
+}
+
+/* Address before which every payload is there. */
+static inline uint64_t mars_groups_copied(struct mars_groups *m)
+{
+    uint64_t i;
+    for (i = m->commit; i < m->next; i++)
+        if (mars_groups_at(m, i)->copying)
+            return mars_groups_at(m, i)->vstart;
+    return m->appended;
 }
 
 /* Closed, in log order: fill the header in; chain and CRC. seal: what this group must be; moves behind it. */

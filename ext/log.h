@@ -72,11 +72,13 @@ struct mars_log {
     int in_flight;                          /* group writes */
     int syncing;                            /* an fdatasync runs */
     int extending;                          /* somebody allocates or fills file space of the newest log */
+    int peeking;                            /* readers wait for payloads that are being copied */
     int pressed;                            /* a writer waits for what is on top of the log (hook.room) */
     uint64_t stalled;                       /* CLOCK_MONOTONIC ns since when /mars has no room, 0 = it has */
     struct mars_flush *flushes;
     int n_flush;
     uint64_t lamport_ns;
+    uint64_t last_write_ns;                 /* CLOCK_MONOTONIC: the last answer to a write */
     uint64_t *known;                        /* sorted uniques of recovered records (rule 11) */
     uint64_t n_known;
     uint64_t flush_ns, allocate_step;
@@ -152,6 +154,16 @@ static inline uint64_t mars_log_settled(struct mars_log *l)
     if (l->groups.first < l->groups.next && oldest->vstart < l->durable)
         return oldest->vstart;
     return l->durable;
+}
+
+/* Locked (given up while waiting). Until the payload at v is there. */
+static inline void mars_log_wait_copied(struct mars_log *l, uint64_t v)
+{
+    while (v >= mars_groups_copied(&l->groups)) {
+        l->peeking++;
+        pthread_cond_wait(&l->space, &l->lock);
+        l->peeking--;
+    }
 }
 
 /* Not locked. Copy [v, v + n) out of the ring; 0 when it is not (or no longer) there. */

@@ -94,3 +94,4 @@ cdef extern from "log.h" nogil:
     void mars_log_fail(mars_log *l, int rc, int where)
     uint64_t mars_log_settled(mars_log *l)
     int mars_log_from_ring(mars_log *l, uint8_t *to, uint64_t v, uint64_t n)
+    void mars_log_wait_copied(mars_log *l, uint64_t v)

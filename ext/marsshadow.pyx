@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The volume of a primary: a log, and above it the shadow of what is not yet on the data device.
 
-A write is copied once into the log's ring buffer (that copy is logged, checked and read back: rule 8) and entered into
-the shadow index under the log's lock: one order for log and shadow. Reads take the shadow where it has data, else the
-data device. Write-back brings windows of durable groups to the device and forgets them in the shadow.
+A write gets its place in the log's ring buffer and in the shadow index under the log's lock: one order for log and
+shadow (rule 8). It is copied there once, without the lock; that copy is logged, checked and read back, and not before
+it is whole. Reads take the shadow where it has data, else the data device. Write-back brings windows of durable groups
+to the device and forgets them in the shadow.
 
 Invariants (checked where they could break; a violation stops the volume):
   writeback <= durable
@@ -15,7 +16,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from libc.errno cimport EIO, ENOSPC, ENOMEM
-from posix.time cimport timespec
 from format cimport *
 from log cimport *
 from threads cimport *
@@ -33,6 +33,10 @@ cdef extern from "xxh3.h" nogil:
 
 cdef extern from "disk.h" nogil:
     int mars_pread_all(int fd, void *buf, size_t len, uint64_t off)
+
+cdef extern from "backlog.h" nogil:
+    uint64_t mars_backlog_wait(mars_log *l, mars_backlog *b, uint64_t writeback, int (*crowded)(void *) noexcept nogil,
+                               void *arg)
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **p, size_t align, size_t n)
@@ -57,6 +61,12 @@ cdef int no_room(void *index) noexcept nogil:
     return 0
 
 
+cdef int index_crowded(void *index) noexcept nogil:
+    """Writers would soon have to wait for room."""
+    cdef const shadow *s = <const shadow *>index
+    return s.free_count < s.nodes // 4
+
+
 cdef int index_put(void *index, uint64_t off, uint64_t length, uint64_t v, uint32_t stored,
                    uint32_t crc) noexcept nogil:
     """The log's hook: the newest data of a range stand at v."""
@@ -76,7 +86,7 @@ cdef class Volume(Log):
     caller."""
 
     def __cinit__(self, int disk_fd, uint64_t device_size, uint32_t block_size=512, uint64_t ring_bytes=64 << 20,
-                  uint64_t index_bytes=16 << 20, int event_fd=-1):
+                  uint64_t index_bytes=32 << 20, int event_fd=-1):
         cdef int rc
         self.disk_fd = disk_fd
         self.set_up(device_size, block_size, ring_bytes, event_fd)
@@ -194,6 +204,9 @@ cdef class Volume(Log):
         pthread_mutex_lock(&self.log.lock)
         upto[0] = end
         n = self.find_pieces(piece, pos, upto, &covered)
+        for i in range(n):
+            if piece[i].rec_len:
+                mars_log_wait_copied(&self.log, piece[i].rec_lpos)
         pthread_mutex_unlock(&self.log.lock)
         if covered < upto[0] - pos:
             rc = mars_pread_all(self.disk_fd, buf, upto[0] - pos, pos)
@@ -451,28 +464,23 @@ cdef class Volume(Log):
                 return gone
             gone.append((nr, fd))
 
-    def wait_work(self, uint64_t min_bytes, uint64_t timeout_ms):
-        """Write-back thread: wait until min_bytes are durable and not written back, or the time is over. Returns the
-        number of bytes."""
-        cdef timespec until
+    def wait_work(self, uint64_t most_bytes, uint64_t idle_ms, uint64_t age_ms):
+        """Write-back thread: wait until write-back is due (ext/backlog.h), at most age_ms. Returns the bytes that are
+        durable and not written back, 0 when it is not due."""
         cdef uint64_t have
-        cdef int rc = 0
         with nogil:
-            until = mars_deadline(timeout_ms)
             pthread_mutex_lock(&self.log.lock)
-            have = mars_log_settled(&self.log) - self.writeback
-            while not self.log.stop and have < min_bytes and rc == 0 and not self.kicked \
-                    and not (have and self.log.pressed):
-                rc = pthread_cond_timedwait(&self.log.work, &self.log.lock, &until)
-                have = mars_log_settled(&self.log) - self.writeback
-            self.kicked = 0
+            self.backlog.most = most_bytes
+            self.backlog.idle_ns = idle_ms * 1000000
+            self.backlog.age_ns = age_ms * 1000000
+            have = mars_backlog_wait(&self.log, &self.backlog, self.writeback, index_crowded, &self.index)
             pthread_mutex_unlock(&self.log.lock)
         return have
 
     def kick(self):
         """The write-back thread's wait ends now."""
         pthread_mutex_lock(&self.log.lock)
-        self.kicked = 1
+        self.backlog.kicked = 1
         pthread_cond_broadcast(&self.log.work)
         pthread_mutex_unlock(&self.log.lock)
 

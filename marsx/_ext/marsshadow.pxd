@@ -6,6 +6,14 @@ from marsx._ext.marslog cimport Log
 from marsx._ext.marsreplay cimport shadow, Window, Cursor
 
 
+cdef extern from "backlog.h":
+    struct mars_backlog:
+        uint64_t most
+        uint64_t idle_ns
+        uint64_t age_ns
+        int kicked
+
+
 cdef struct Piece:                      # part of a read that the shadow serves
     uint64_t start, end, lpos, rec_lpos
     uint32_t rec_len, crc
@@ -16,7 +24,7 @@ cdef class Volume(Log):
     cdef shadow index
     cdef uint64_t writeback             # address: everything before it is durable on the data device
     cdef Cursor wb
-    cdef int kicked                     # wait_work() returns at once
+    cdef mars_backlog backlog
     cdef uint64_t c_reads, c_read_bytes, c_readback
 
     cdef int index_log(self, const mars_segment *s, Cursor c) noexcept nogil

@@ -45,11 +45,12 @@ class Env:
     window_bytes: int = 32 << 20                # of replay, which has two; write-back has half a one
     fly: int = 32                               # writes to the disk at once
     ring_bytes: int = 64 << 20
-    index_bytes: int = 16 << 20
+    index_bytes: int = 32 << 20
     flush_ms: int = 20
     fill_bytes: int = 256 << 20                 # zeros ahead of the log at most (ext/space.h)
-    writeback_bytes: int = 4 << 20              # write-back starts with so much, or after writeback_ms
-    writeback_ms: int = 1000
+    writeback_bytes: int = 1 << 30              # write-back lets a burst pass (ext/backlog.h): it begins with so much,
+    writeback_idle_ms: int = 100                # or when nothing was written for so long,
+    writeback_ms: int = 10_000                  # or when the oldest has waited for so long
     on_trouble: Callable[[str], None] = field(default=lambda text: None)
 
 

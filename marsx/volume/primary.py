@@ -156,8 +156,9 @@ class Primary:
         window = marsreplay.Window(self.env.window_bytes // 2)
         try:
             while not self._stopping:
-                have = self.volume.wait_work(1 if self._drain.is_set() else self.env.writeback_bytes,
-                                             50 if self._drain.is_set() else self.env.writeback_ms)
+                draining, env = self._drain.is_set(), self.env
+                have = self.volume.wait_work(1 if draining else env.writeback_bytes, env.writeback_idle_ms,
+                                             50 if draining else env.writeback_ms)
                 if have and not self._stopping:
                     self._write_back(window)
                 if not have:

@@ -1,5 +1,6 @@
 /* log_shim.c, preloaded: lets a test hold, cut short or fail the system calls of the data path, by descriptor and
- * count. A rule says what happens with the nth call (from 1; 0: with every one) of one kind on one descriptor. */
+ * count. A rule says what happens with the nth call (from 1; 0: with every one) of one kind on one descriptor. And it
+ * holds memcpy of just so many bytes. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -119,7 +120,34 @@ int fallocate64(int fd, int mode, off_t off, off_t len)
     return fallocate(fd, mode, off, len);
 }
 
+static size_t held_copy;
+static int copies_held;
+
+void *memcpy(void *to, const void *from, size_t n)
+{
+    void *start = to;
+    if (n && n == __atomic_load_n(&held_copy, __ATOMIC_SEQ_CST)) {
+        __atomic_fetch_add(&copies_held, 1, __ATOMIC_SEQ_CST);
+        while (n == __atomic_load_n(&held_copy, __ATOMIC_SEQ_CST))
+            usleep(100);
+        __atomic_fetch_sub(&copies_held, 1, __ATOMIC_SEQ_CST);
+    }
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+    return start;
+}
+
 /* ---- for the test ---- */
+
+/* Hold every memcpy of n bytes; 0: let them go. */
+void shim_hold_copies(size_t n)
+{
+    __atomic_store_n(&held_copy, n, __ATOMIC_SEQ_CST);
+}
+
+int shim_copies_held(void)
+{
+    return __atomic_load_n(&copies_held, __ATOMIC_SEQ_CST);
+}
 
 int shim_rule(int kind, int fd, int nth, int hold, int fail, int half)
 {

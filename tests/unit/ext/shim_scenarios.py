@@ -96,6 +96,55 @@ def ack_fail(rig: Rig) -> None:
     assert reader.scan(rig.fds[1], rig.header).end == 0
 
 
+def copy_outside_the_lock(rig: Rig) -> None:
+    """A payload on its way into the ring: the record has its place in log and shadow, but nobody reads it, its group is
+    not written, and nothing behind it is acknowledged; others go on meanwhile."""
+    fd, odd, new = rig.fds[1], 25 * 512, b"n" * 25 * 512
+    rig.write(0, b"o" * odd)
+    rig.twin[:odd] = new
+    SHIM.shim_hold_copies(ctypes.c_size_t(odd))
+    writer = rig.spawn(lambda: rig.injector.write(0, new))
+    until(lambda: SHIM.shim_copies_held() == 1)
+    before, got = SHIM.shim_calls(PWRITE, fd), []
+    reader_ = rig.spawn(lambda: got.append(rig.injector.read(512, 512)))
+    behind = rig.spawn(lambda: rig.write(MIB, b"b" * 512))
+    rig.injector.flush(100)
+    assert rig.injector.read(2 * MIB, 512) == bytes(rig.twin[2 * MIB:2 * MIB + 512])
+    stays(lambda: not got and SHIM.shim_calls(PWRITE, fd) == before and rig.volume.state["in_flight"] == 0)
+    assert rig.injector.answered() == [(2, 0), (100, 0)]
+    SHIM.shim_hold_copies(ctypes.c_size_t(0))
+    for thread in (writer, reader_, behind):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert got == [b"n" * 512] and sorted(rig.injector.answered()) == [(4, 0), (6, 0)]
+    rig.volume.freeze()
+    assert rig.logical() == bytes(rig.twin) and reader.scan(fd, rig.header).records == 3
+
+
+def failure_while_copying(rig: Rig) -> None:
+    """The log fails while a payload is on its way: its request gets the error too, once, when it is done copying."""
+    odd, new, got = 25 * 512, b"n" * 25 * 512, []
+    rig.write(MIB, b"w" * 512)
+    SHIM.shim_hold_copies(ctypes.c_size_t(odd))
+    writer = rig.spawn(lambda: rig.injector.write(0, new))
+    until(lambda: SHIM.shim_copies_held() == 1)
+    rule(FDATASYNC, rig.fds[1], 1, fail=EIO)
+    reader_ = rig.spawn(lambda: got.append(rig.injector.read(0, 512)))
+    rig.injector.flush(100)
+    assert rig.volume.state["failed"] == EIO and rig.injector.answered() == [(2, 0), (100, EIO)]
+    late = rig.spawn(lambda: rig.injector.write(0, new))
+    late.join(20)
+    assert not late.is_alive(), "after a failure nothing is copied any more"
+    stays(lambda: not got and SHIM.shim_copies_held() == 1 and rig.injector.outstanding == 1)
+    SHIM.shim_hold_copies(ctypes.c_size_t(0))
+    for thread in (writer, reader_):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert rig.injector.wait() == 0 and got == [b"n" * 512]
+    assert [error for _, error in rig.injector.answered()] == [EIO, EIO]
+    assert reader.scan(rig.fds[1], rig.header).records == 1
+
+
 def flush_shares_nothing(rig: Rig) -> None:
     """A write is acknowledged while an fdatasync runs; a FLUSH after it needs an fdatasync issued after the write."""
     fd = rig.fds[1]

@@ -109,7 +109,7 @@ def test_windows_in_another_thread(make_rig):
 
     def write_back() -> None:
         while not stop.is_set():
-            if rig.volume.wait_work(1, 20):
+            if rig.volume.wait_work(1, 20, 20):
                 rig.write_back()
 
     def load(part: int) -> None:
@@ -199,12 +199,35 @@ def test_full_index_makes_writers_wait(make_rig):
         time.sleep(0.001)
     assert rig.volume.counters["waits"], "64 nodes cannot hold 3000 extents"
     while rig.volume.counters["writes"] < 3000:
-        if rig.volume.wait_work(1 << 40, 1000):         # never enough bytes: only the full index ends the wait
+        if rig.volume.wait_work(1 << 40, 10**6, 1000):         # never enough bytes: only the full index ends the wait
             rig.write_back()
     writer.join(20)
     answers = rig.injector.answered()
     assert len(answers) == 3000 and not any(error for _, error in answers)
     assert rig.logical() == bytes(rig.twin)
+
+
+def test_when_write_back_is_due(make_rig):
+    """Enough bytes, quiet, age, or a kick; before that a burst passes."""
+    rig, never = make_rig(), 10**6
+    assert rig.volume.wait_work(1, 0, 1) == 0
+    rig.write(0, b"b" * 4096)
+    assert rig.volume.wait_work(1, 0, 1) == 0, "not durable yet"
+    rig.volume.sync_now()
+    assert rig.volume.wait_work(2 * BLOCK, never, never) == 2 * BLOCK
+    assert rig.volume.wait_work(1 << 40, 0, never) == 2 * BLOCK
+    assert rig.volume.wait_work(1 << 40, never, 1) == 2 * BLOCK
+    assert rig.volume.wait_work(1 << 40, never, never) == 2 * BLOCK, "what was there when it was due by age still is"
+    assert rig.write_back()
+    rig.write(0, b"c" * 4096)
+    rig.volume.sync_now()
+    found: list[int] = []
+    waiting = rig.spawn(lambda: found.append(rig.volume.wait_work(1 << 40, never, never)))
+    waiting.join(0.2)
+    assert waiting.is_alive() and found == []
+    rig.volume.kick()
+    waiting.join(20)
+    assert found == [2 * BLOCK]
 
 
 def test_known_uniques_are_answered_only(make_rig):
@@ -342,7 +365,7 @@ def test_many_threads_small_ring_rotation(make_rig):
             problems.append(repr(err))
 
     def write_back() -> None:
-        if rig.volume.wait_work(MIB, 20):
+        if rig.volume.wait_work(MIB, 10, 20):
             rig.write_back()
 
     injectors = [marsinject.Injector(rig.volume) for _ in range(4)]

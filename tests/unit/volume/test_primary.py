@@ -318,14 +318,14 @@ def test_write_back_after_facts_fail(make_site):
         before = site.disk.contents()
         one.injector.write(0, b"1" * 512)
         one.injector.flush()
-        one.threads[1].join(20)
+        one.threads[-1].join(20)
         assert "the tree is full" in site.trouble[0] and site.disk.contents() == before
 
 
 def test_logs_behind_the_disk_position_are_closed(make_site):
     """Ended logs are given back when write-back has passed them, not before (rule 9); drain does not wait for a
     timer."""
-    site = make_site(writeback_ms=10**6, writeback_bytes=1 << 40)
+    site = make_site(writeback_ms=10**6, writeback_idle_ms=10**6, writeback_bytes=1 << 40)
     with Serving(site, first=True) as one:
         for n in range(3):
             one.injector.write(512 * n, b"%d" % n * 512)
@@ -347,7 +347,7 @@ def test_drain_after_the_end_of_the_thread(make_site):
     site = make_site()
     with Serving(site, first=True) as one:
         one.primary.request_stop()
-        one.threads[1].join(20)
+        one.threads[-1].join(20)
         assert not one.primary.drain(3600)
 
 
