@@ -60,11 +60,10 @@ class NoFacts:
 class Checker:
     """One recording's states, in a folder of a fast file system. begin() with each of its tapes in order."""
 
-    def __init__(self, recording: Recording, folder: Path) -> None:
-        self.recording = recording
+    def __init__(self, recording: Recording, folder: Path, count: Counter[str]) -> None:
+        self.recording, self.count = recording, count
         self.truth = Truth(recording)
         self.folder = folder
-        self.count: Counter[str] = Counter()
         self.done: dict[bytes, Pos] = {}
         self.host_name = recording.host
         make_host(folder, self.host_name, SIZE, LogPos(1, "a", 0))

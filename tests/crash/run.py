@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.crash import recording
@@ -30,36 +33,53 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 START_EVERY = 100                   # of so many distinct states one is started as a whole
 
 
-def walk_states(tape_walk: Walk, checker: Checker, budget: int):
-    """All states of a recording, in the order of the cuts."""
-    while tape_walk.now < tape_walk.tape.length:
-        changed = tape_walk.step()
-        checker.count["cuts"] += changed
-        for power in (True, False):
-            yield from tape_walk.states((budget if power else 3) if changed else 2, power)
+@dataclass
+class Effort:
+    """How much is to be done. `budget`: states of one power cut; `cuts`: share of the moments that are looked at;
+    `end`: of time.monotonic()."""
+
+    states: int
+    budget: int
+    cuts: float
+    end: float
+
+    def enough(self, count: Counter[str]) -> bool:
+        """That many states, or no time."""
+        return count["distinct"] >= self.states or time.monotonic() > self.end
 
 
-def check_recording(one: Recording, folder: Path, budget: int, limit: int) -> Counter[str]:
-    """At most `limit` distinct states of one recording."""
-    checker = Checker(one, folder / "state")
-    checker.count["recordings"] = 1
+def walk_states(walk: Walk, checker: Checker, effort: Effort) -> Iterator[State]:
+    """The states of a tape, in the order of the cuts."""
+    rng = random.Random(walk.seed)
+    while walk.now < walk.tape.length:
+        changed = walk.step()
+        if rng.random() < effort.cuts:
+            checker.count["cuts"] += changed
+            for power in (True, False):
+                yield from walk.states((effort.budget if power else 3) if changed else 2, power)
+
+
+def check_recording(one: Recording, folder: Path, effort: Effort, count: Counter[str]) -> None:
+    """The states of one recording, as long as the effort goes. Adds to the counts."""
+    checker = Checker(one, folder / "state", count)
+    count["recordings"] += 1
     try:
         for number, tape in enumerate(one.tapes):
             checker.begin(number)
-            checker.count["operations"] += len(tape.file_ops) + len(tape.name_ops) + len(tape.syncs)
-            checker.count["power_phases"] += number > 0
-            if checker.count["distinct"] < limit:
-                check_tape(checker, number, folder, budget, limit)
+            count["operations"] += len(tape.file_ops) + len(tape.name_ops) + len(tape.syncs)
+            count["power_phases"] += number > 0
+            check_tape(checker, number, folder, effort)
     finally:
         checker.close()
-    return checker.count
 
 
-def check_tape(checker: Checker, number: int, folder: Path, budget: int, limit: int) -> None:
+def check_tape(checker: Checker, number: int, folder: Path, effort: Effort) -> None:
     """The states of one tape."""
     one, count = checker.recording, checker.count
     walk, started = Walk(one.tapes[number], one.seed), count["distinct"]
-    for state in walk_states(walk, checker, budget):
+    for state in walk_states(walk, checker, effort):
+        if effort.enough(count):
+            return
         try:
             checker.check(state)
             if count["distinct"] >= started + START_EVERY:
@@ -67,8 +87,6 @@ def check_tape(checker: Checker, number: int, folder: Path, budget: int, limit: 
                 checker.check_start(state, folder / "start")
         except Violation as err:
             raise Failed(one, number, state, err) from err
-        if count["distinct"] >= limit:
-            break
 
 
 class Failed(Exception):
@@ -91,23 +109,22 @@ def report(err: Failed, keep: Path) -> str:
             f"  again: python -m tests.crash.run --state {file},{err.tape},{state.cut},{state.number},{how}")
 
 
-def campaign(seed: int, states: int, seconds: float, kinds: list[str], folder: Path, budget: int) -> Counter[str]:
-    """Recordings until there are so many states, or the time is over."""
-    total: Counter[str] = Counter()
-    end, number = time.monotonic() + seconds, 0
-    while total["distinct"] < states and time.monotonic() < end:
-        kind = kinds[number % len(kinds)]
-        one = recording.make(seed * 1000 + number, kind, folder / "record")
-        total += check_recording(one, folder, budget, states - total["distinct"])
+def campaign(seed: int, kinds: list[str], folder: Path, effort: Effort) -> Counter[str]:
+    """Recordings until the effort is made."""
+    count: Counter[str] = Counter()
+    number = 0
+    while not effort.enough(count):
+        one = recording.make(seed * 1000 + number, kinds[number % len(kinds)], folder / "record")
+        check_recording(one, folder, effort, count)
         number += 1
-    return total
+    return count
 
 
 def show(text: str, folder: Path) -> None:
     """One state again."""
     file, tape, cut, number, how = text.rsplit(",", 4)
     one = Recording.load(Path(file))
-    checker, walk = Checker(one, folder / "state"), Walk(one.tapes[int(tape)], one.seed)
+    checker, walk = Checker(one, folder / "state", Counter()), Walk(one.tapes[int(tape)], one.seed)
     for before in range(int(tape) + 1):
         checker.begin(before)
     while walk.now < int(cut):
@@ -142,7 +159,7 @@ def side_by_side(args: argparse.Namespace) -> tuple[Counter[str], list[str]]:
     for number in range(args.jobs):
         argv = [sys.executable, "-m", "tests.crash.run", "--seed", str(args.seed * 100 + number), "--json",
                 "--states", str(-(-args.states // args.jobs)), "--seconds", str(args.seconds),
-                "--budget", str(args.budget), "--kinds", args.kinds, "--keep", args.keep]
+                "--budget", str(args.budget), "--cuts", str(args.cuts), "--kinds", args.kinds, "--keep", args.keep]
         children.append(subprocess.Popen(argv, cwd=recording.TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                          text=True))
     total: Counter[str] = Counter()
@@ -164,6 +181,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--jobs", type=int, default=0)
     parser.add_argument("--budget", type=int, default=4, help="states of one power cut")
+    parser.add_argument("--cuts", type=float, default=1.0, help="share of the moments that are looked at")
     parser.add_argument("--kinds", default="primary,primary,secondary")
     parser.add_argument("--keep", default=str(recording.TOP / "build/crash"))
     parser.add_argument("--json", action="store_true")
@@ -194,7 +212,8 @@ def main() -> int:
         if args.state:
             show(args.state, folder)
             return 0
-        count = campaign(args.seed, args.states, args.seconds, args.kinds.split(","), folder, args.budget)
+        effort = Effort(args.states, args.budget, args.cuts, begin + args.seconds)
+        count = campaign(args.seed, args.kinds.split(","), folder, effort)
         print(json.dumps(count) if args.json else f"seed {args.seed}: {summary(count, time.monotonic() - begin)}")
         return 0
     except Failed as err:
