@@ -6,16 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from marsx._ext import marsscan
 from tests.fuzz import make, targets
 from tests.fuzz.case import Case, corpus
 
-NEW_CASES = 250
+NEW_CASES = 1000
 
 
 @pytest.mark.parametrize("path", corpus(), ids=lambda path: path.stem)
 def test_corpus(path: Path) -> None:
     """Rules 5, 6: inputs that broke something once, and one for each verdict there is: the twin's opinion, no crash."""
     assert targets.run(Case.load(path))
+
+
+def test_the_corpus_knows_every_verdict() -> None:
+    """Every reason of the scan and every code is in it, each with the twin's consent; chains of several logs too."""
+    verdicts = {targets.run(Case.load(path)) for path in corpus()}
+    ends = [verdict.split()[1:3] for verdict in verdicts if verdict.startswith("log: ") and "refused" not in verdict]
+    assert {reason for reason, _ in ends} == set(marsscan.REASONS) - {"limit"}
+    assert {code for _, code in ends} == set(marsscan.CODES) - {"ok", "feature", "field"}
+    assert {"log: header refused", "dir: recovered 2, end", "dir: recovered 3, torn"} <= verdicts
 
 
 def test_new_cases() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.mutants.table import MUTANTS, Mutant
 
 TOP = Path(__file__).resolve().parents[2]
-SECONDS = 240
+SECONDS = 120
 PYTEST = ("-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider")
 # A header is compiled into these extensions as far as the tests of the table need them.
 BUILDS = {"ext/commit.h": ["marslog"], "ext/flush.h": ["marslog"], "ext/log.h": ["marslog", "marsshadow"],

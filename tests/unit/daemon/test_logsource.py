@@ -37,6 +37,7 @@ OTHER = make_log(1, salt=9)
     pytest.param(start(ONE, 1, digest=ONE.digests[2].hex()), Reason.SPLIT, id="another digest"),
     pytest.param(start(ONE, 0, digest="0" * 32), Reason.SPLIT, id="another digest at the beginning"),
     pytest.param(start(OTHER, 1), Reason.SPLIT, id="another log of the same name"),
+    pytest.param(start(ONE, 1, log_id="0f" * 16), Reason.SPLIT, id="another log id, whatever the digest"),
     pytest.param(start(ONE, producer="z"), Reason.SPLIT, id="a log of another producer"),
     pytest.param(start(ONE, pos=ONE.end + 4096), Reason.SPLIT, id="behind the end of an ended log"),
     pytest.param(start(TWO, pos=TWO.end + 4096), Reason.BEHIND, id="behind the end of the newest log"),

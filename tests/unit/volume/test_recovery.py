@@ -217,6 +217,16 @@ def test_ended_log_must_be_whole(crashed):
         recover(site)
 
 
+def test_valid_groups_behind_the_end(crashed):
+    """Rule 4: groups that are sound and continue the chain, but stand behind the end that N+1 names, are no history."""
+    rig, site, _, _ = crashed(4)
+    middle = read_groups(rig.path())[20]
+    digest = reader.digest_at(rig.fds[1], rig.header, middle.end)
+    rig.path(2).write_bytes(new_header(2, MIB, LogPos(1, HOST, middle.end), digest).pack())
+    first, second = recover(site)
+    assert (first.end, first.digest, first.scan.groups, second.end) == (middle.end, digest, 21, 0)
+
+
 def test_successor_of_other_contents(crashed):
     """Rule 4, 6: N+1 names the digest of N's end; a log of the same length with another history does not fit."""
     rig, site, _, _ = crashed(5, logs=2)
