@@ -53,22 +53,22 @@ MUTANTS = (
         ("ext/marsshadow.pyx", "if rc < 0 or end > self.log.durable:", "if rc < 0:")), "marsshadow"),
     Mutant("newest-wins-beyond-the-window", "2", ((
         "ext/marsshadow.pyx", "        if rc == NOT_VALID:\n            raise ValueError(f\"log {c.e.log_nr}",
-        "        if rc > 0:\n            self.skip_newer(w)\n"
+        "        if rc > 0:\n            skip_newer(self, w)\n"
         "        if rc == NOT_VALID:\n            raise ValueError(f\"log {c.e.log_nr}"),
-        ("ext/marsshadow.pyx", "    cdef int at_log(self,",
-         "    cdef void skip_newer(self, Window w):\n"
-         "        cdef uint16_t k = 0\n"
-         "        cdef uint64_t end = self.writeback + w.used\n"
-         "        cdef const shadow_extent *x\n"
-         "        pthread_mutex_lock(&self.log.lock)\n"
-         "        cdef uint32_t leaf = shadow_seek(&self.index, 0, &k)\n"
-         "        while leaf != SHADOW_NIL:\n"
-         "            x = &self.index.node[leaf].u.leaf.ext[k]\n"
-         "            if x.lpos >= end:\n"
-         "                shadow_cut(&w.map, x.start, x.end, <uint64_t>-1)\n"
-         "            leaf = shadow_step(&self.index, leaf, &k)\n"
-         "        pthread_mutex_unlock(&self.log.lock)\n\n"
-         "    cdef int at_log(self,")), "marsshadow"),
+        ("ext/marsshadow.pyx", "cdef class Volume(Log):",
+         "cdef void skip_newer(Volume self, Window w):\n"
+         "    cdef uint16_t k = 0\n"
+         "    cdef uint64_t end = self.writeback + w.used\n"
+         "    cdef const shadow_extent *x\n"
+         "    pthread_mutex_lock(&self.log.lock)\n"
+         "    cdef uint32_t leaf = shadow_seek(&self.index, 0, &k)\n"
+         "    while leaf != SHADOW_NIL:\n"
+         "        x = &self.index.node[leaf].u.leaf.ext[k]\n"
+         "        if x.lpos >= end:\n"
+         "            shadow_cut(&w.map, x.start, x.end, <uint64_t>-1)\n"
+         "        leaf = shadow_step(&self.index, leaf, &k)\n"
+         "    pthread_mutex_unlock(&self.log.lock)\n\n\n"
+         "cdef class Volume(Log):")), "marsshadow"),
     Mutant("recovery-believes-the-cache", "3", ((
         "marsx/volume/recovery.py", "        durable.overwrite(fd, b\"\", 0, log.path) ", "        pass  "),),
         command=SECONDARY),
@@ -126,6 +126,10 @@ MUTANTS = (
 )
 
 
+class Broken(Exception):
+    """The row does not fit the code."""
+
+
 def copy(mutant: Mutant, folder: Path) -> None:
     """The sources with the change, built."""
     for name in COPIED:
@@ -139,13 +143,13 @@ def copy(mutant: Mutant, folder: Path) -> None:
         path = folder / file
         text = path.read_text()
         if text.count(old) != 1:
-            raise SystemExit(f"{mutant.name}: {file} holds {text.count(old)} times: {old!r}")
+            raise Broken(f"{file} holds {text.count(old)} times: {old!r}")
         path.write_text(text.replace(old, new))
     if mutant.build:
         done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"], cwd=folder,
                               env={**os.environ, "MARS_EXT": mutant.build}, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{mutant.name} does not build:\n{done.stderr[-2000:]}")
+            raise Broken(f"does not build:\n{done.stderr[-2000:]}")
 
 
 def caught(mutant: Mutant, folder: Path) -> str:
@@ -165,9 +169,13 @@ def main(names: list[str]) -> int:
     for mutant in chosen:
         begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="marsx-mutant-") as folder:
-            copy(mutant, Path(folder))
-            said = caught(mutant, Path(folder))
-        survivors += not said
+            try:
+                copy(mutant, Path(folder))
+                said = caught(mutant, Path(folder))
+                survivors += not said
+            except Broken as err:
+                said = f"BROKEN: {err}"
+                survivors += 1
         took = time.monotonic() - begin
         print(f"rule {mutant.rule:3} {mutant.name}: {said or 'SURVIVES'}  ({took:.0f} s)", flush=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} mutants are caught")

@@ -26,7 +26,7 @@ from tests.fault import iolayer
 PHASES = 4
 POWER_STATE = 40                    # not one of the simple ones
 TOP = Path(__file__).resolve().parents[2]
-SLOW = ("write *log-0* p={p} delay=0..2", "fdatasync *log-0* p={p} delay=0..3", "write */disk p={p} delay=0..1",
+SLOW = ("write *log-0* p={p} delay=0..2", "fdatasync *log-0* p={p} delay=0..8", "write */disk p={p} delay=0..1",
         "fdatasync */disk p={p} delay=0..2", "fsync * p={p} delay=0..1")
 
 
@@ -101,7 +101,9 @@ class _Maker:
         one, record = self.made, self.folder / "record"
         slow = [line.format(p=self.rng.choice((0.05, 0.2, 0.5))) for line in SLOW]
         if how != "by itself":
-            slow.append(f"write,fdatasync,fsync,rename,symlink {self.root}/* nth={self.rng.randrange(20, 600)} kill")
+            where, most = self.rng.choice((("mars/*", 500), ("mars/*", 200), ("disk", 150)))
+            number = self.rng.randrange(5, most)
+            slow.append(f"write,fdatasync,fsync,rename,symlink {self.root}/{where} nth={number} kill")
         self.rules.set(*slow)
         env = iolayer.environment(iolayer.build(), rules=self.rules.path, record=record, roots=[self.root],
                                   seed=one.seed + phase)

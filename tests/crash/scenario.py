@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import threading
+import time
 from pathlib import Path
 
 from marsx._ext import marsinject, marssum
@@ -50,7 +51,9 @@ class Writer(threading.Thread):
 
     def __init__(self, volume, marks: Marks, seed: str, base: int, count: int) -> None:
         super().__init__(daemon=True)
-        self.flush_rate = random.Random(seed[:-2]).choice((0.03, 0.22))     # of all writers of this run
+        of_all = random.Random(seed[:-2])                   # the same for all writers of this run
+        self.flush_rate = of_all.choice((0.03, 0.22))
+        self.pause = of_all.choice((0, 0.004, 0.012))       # slow ones let write-back come close behind them
         self.marks, self.rng, self.count, self.next = marks, random.Random(seed), count, base
         self.injector = marsinject.Injector(volume, first_unique=base + 1)
         self.flushes: set[int] = set()
@@ -71,6 +74,7 @@ class Writer(threading.Thread):
                 self.write()
             if self.rng.random() < 0.3:
                 self.injector.wait(self.rng.randrange(3))
+                time.sleep(self.pause)
             self.settle()
         self.injector.wait()
         self.settle()
@@ -115,8 +119,8 @@ class PrimaryRun:
         self.host, self.marks, self.phase, self.requests = host, marks, phase, requests
         self.name = f"{seed}.{phase}"
         self.rng = random.Random(self.name)
-        sizes = {"flush_ms": self.rng.choice((1, 4, 40)), "writeback_ms": self.rng.choice((4, 20)),
-                 "writeback_bytes": self.rng.choice((8, 64)) << 10}
+        sizes = {"flush_ms": self.rng.choice((1, 4, 40)), "writeback_ms": self.rng.choice((2, 20)),
+                 "writeback_bytes": self.rng.choice((4, 32)) << 10, "window_bytes": self.rng.choice((32, 128)) << 10}
         self.primary = Primary(host.env(**sizes), host.disk_fd)
         self.dropped: list[str] = []
 
