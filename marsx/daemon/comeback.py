@@ -34,7 +34,7 @@ from marsx.peer.fetch import Offer
 from marsx.tree import paths
 from marsx.tree.roles import newest_log, right_holder
 from marsx.tree.store import Entry
-from marsx.tree.view import View, parse_replay, parse_version
+from marsx.tree.view import Mark, View, parse_replay, parse_version
 from marsx.volume import recovery
 from marsx.volume.env import Env
 from marsx.volume.primary import FAILURES, Primary
@@ -72,6 +72,7 @@ class Comeback:
         self._ask_after = float("inf")
         self._healed = False
         self._inspected: Primary | None = None
+        self._proven: Mark | None = None
 
     async def stop(self) -> None:
         """End what runs."""
@@ -268,6 +269,25 @@ class Comeback:
             return at.nr == end.nr and at.producer == end.producer and at.pos <= end.pos
         own = view.version(self.resource, self.site.host, at.nr)
         return own is None or (own.end.pos.producer == at.producer and at.pos <= own.end.pos.pos)
+
+    # ---- the end of the sync ----
+
+    async def is_of_another_history(self, mark: Mark | None, copy: LogCopy | None) -> bool:
+        """Is the own log, at the position that the finished sync must be replayed to, another one than the source's
+        (rule 14)? Version links show it only where a log ends; here the log itself is asked, once, when it is there."""
+        if mark is None or mark == self._proven or copy is None or not mark.digest or not mark.pos.pos:
+            return False
+        if copy.at.order < mark.pos.order:
+            return False
+        path = os.path.join(self.directory, mark.pos.log)
+        if os.path.exists(path) and await self.site.blocking(self._digest_at, path, mark.pos.pos) != mark.digest:
+            return True
+        self._proven = mark
+        return False
+
+    def _digest_at(self, path: str, pos: int) -> str | None:
+        with reader.open_log(path, self.site.store.get(paths.uuid()), self.resource, direct=True) as log:
+            return reader.digest_behind(log.fd, log.header, pos)
 
     def _say_again(self, rels: Iterable[str]) -> None:
         """As they are here, also that they are not here, with a new stamp."""

@@ -193,6 +193,12 @@ async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict
     if runner.producer is not None:
         raise PreconditionError(f"{resource}: this host is the primary", "fake-sync is for a secondary")
     site = worker.site
+    again = site.view().messages(resource, site.host).get("inf-sync-start", "")
+    if again and not args.get("force"):
+        raise PreconditionError(
+            f"{resource}: {again}; bytes of what was there before may be on this disk: fake-sync would call them good",
+            f"let the sync run; or, if you know that the disks are equal: marsadm fake-sync {resource} --force",
+        )
     site.store.put(paths.todo(resource, site.host, "sync"), "0")
     async with runner.exclusive():
         if runner.consumer is not None:

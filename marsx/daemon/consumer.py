@@ -138,6 +138,7 @@ class Consumer:
             self.bound.detach()
             self._take_position()
             self.trouble = self.replayer.error or self.trouble
+            self.damaged = self.damaged or self.replayer.damaged
         self.replayer, self._thread = None, None
 
     def _replayed_in_thread(self, at: LogPos) -> None:

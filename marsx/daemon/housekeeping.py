@@ -1,8 +1,9 @@
 """Logs that nobody needs any more, logs that got too long, members that were removed (rules 9, 16, 26d; facts 6.1).
 
-A log N may be deleted here when every member's replay link is in a later log, the own disk position too, no stream
-reads it, nobody was promised to begin there, and N is not the newest. A member without replay link blocks deletion
-(rule 16). The own position must be durable first: a power cut must not put it back into a log that is gone.
+A log N may be deleted here when every member's replay link is in a later log, or at N's end and the member has N+1
+(also an empty one: rule 7), no stream reads it, nobody was promised to begin there, and N is not the newest. A member
+without replay link blocks deletion (rule 16). The own position must be durable first: a power cut must not put it back
+into a log that is gone.
 
 Version links are kept as long as somebody can ask them something: from the log before the oldest one that is here, and
 those of the log of the own syncpos and of the next one, which show that syncpos lies in the own history (rule 14).
@@ -32,10 +33,7 @@ def lowest_needed(worker: Worker, runner: Runner) -> int:
     view, resource = worker.site.view(), runner.resource
     needed = []
     for host in view.members(resource):
-        replay = view.replay(resource, host)
-        if replay is None:
-            return 0
-        needed.append(replay.pos.nr)
+        needed.append(view.first_needed(resource, host))
     for other in (runner.pinned(), worker.start_service.lowest(resource)):
         if other is not None:
             needed.append(other)

@@ -404,7 +404,10 @@ class Runner:
             self._looked_at = consumer.at
             await self.stop_consumer()
             return True
-        if stale_sync(self.site.view(), self.resource, self.site.host):
+        view, host = self.site.view(), self.site.host
+        parted = view.sync_rest(self.resource, host) <= 0 and await self.back.is_of_another_history(
+            view.syncpos(self.resource, host), consumer.copy)
+        if parted or stale_sync(view, self.resource, host):
             self.site.say(
                 self.resource, "inf-sync-start", "the history has parted below syncpos: the sync begins again"
             )
@@ -429,6 +432,8 @@ class Runner:
         if consumer.replaying and not want.replay or (consumer.replayer is not None and not consumer.replaying):
             await consumer.stop_replay()
             self._facts({"is-replaying": "0"})
+            if consumer.damaged and self._looked_at != consumer.at:
+                return True
             if consumer.trouble:
                 self._set_trouble(f"{consumer.trouble}. After repair: marsadm detach, attach {self.resource}")
                 return True

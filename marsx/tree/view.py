@@ -245,6 +245,16 @@ class View:
     def replay(self, resource: str, host: str) -> Replay | None:
         return parse_replay(self._text(paths.replay, resource, host))
 
+    def first_needed(self, resource: str, host: str) -> int:
+        """Number of the first log that the host's replay still needs; 0 if that is not known. The end of a log whose
+        successor the host has is the beginning of that (rule 7)."""
+        replay = self.replay(resource, host)
+        if replay is None:
+            return 0
+        after = self.version(resource, host, replay.pos.nr + 1)
+        is_over = after is not None and after.previous is not None and after.previous.pos == replay.pos
+        return replay.pos.nr + (is_over and not replay.length)
+
     def syncpos(self, resource: str, host: str) -> Mark | None:
         return parse_mark(self._text(paths.syncpos, resource, host))
 
@@ -270,7 +280,8 @@ class View:
         return tuple(sorted(name.nr for name in names if name.host == host))
 
     def in_history(self, resource: str, host: str, mark: Mark) -> bool | None:
-        """Does `mark` lie in the history of `host`? None if its version links do not tell (any more)."""
+        """Does `mark` lie in the history of `host`? None if its version links do not tell (any more). They show the
+        digest only where a log ends: inside of one, marsd looks into the log itself (`daemon.comeback`)."""
         numbers = self.version_numbers(resource, host)
         if not numbers:
             return None

@@ -1,10 +1,12 @@
 """Hosts that come back: cut off, killed, with and without data of their own, with damaged logs (rules 5, 7, 18, 21,
 22)."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
 
+from marsx.log.record import FileHeader
 from tools import loops, scenario
 from tools.hosts import MIB, Host
 
@@ -28,6 +30,11 @@ def kill(host: Host) -> None:
     """Both processes of the daemon die at once."""
     host.kill9_keeper()
     host.wait(lambda: host.pids() == {}, what="the end of both processes")
+
+
+def is_impatient(host: Host) -> None:
+    """A host that waits one second for others after its start (no wait is needed where they can be reached)."""
+    host.path("/etc/mars/marsd.toml").write_text("[tunables]\nstart_patience_s = 1\n")
 
 
 def contents(host: Host) -> bytes:
@@ -60,6 +67,7 @@ def test_restart_while_cut_off(pair):
     a, b = hosts
     a.run(WRITE)
     scenario.wait_equal(a, b, "data")
+    is_impatient(a)
     hosts.net.cut("a", "b")
     kill(a)
     a.marsd_start()
@@ -82,6 +90,7 @@ def test_restart_while_cut_off_without_a_write(pair):
     a.run(WRITE)
     scenario.wait_equal(a, b, "data")
     before = logs(a)
+    is_impatient(a)
     hosts.net.cut("a", "b")
     for _ in range(2):
         kill(a)
@@ -382,3 +391,30 @@ def test_older_state_that_nobody_can_complete_stops(pair, tmp_path):
     scenario.hand_over(b, a, "data")
     a.run(WRITE)
     scenario.wait_equal(a, b, "data")
+
+
+def test_damaged_log_after_another_took_over(pair):
+    """The log of a primary that died is damaged, and b was forced: healed from b, a follows without a split brain; and
+    with a file that is no log of this cluster, which nobody can heal, a is named and goes on by invalidate."""
+    hosts = filled(pair)
+    a, b = hosts
+    kill(a)
+    rewind(a)
+    rot(log_file(a))
+    force(b)
+    b.run("marsadm connect data")
+    b.run(WRITE)
+    a.marsd_start()
+    a.wait(lambda: "came back from b" in messages(a, "inf-heal"), what="the log to be healed")
+    scenario.wait_equal(b, a, "data")
+    never_split(a, b)
+    kill(a)
+    foreign = log_file(a)
+    header = FileHeader.parse(foreign.read_bytes()[:4096])
+    stranger = dataclasses.replace(header, uuid="another cluster")
+    foreign.write_bytes(stranger.pack() + foreign.read_bytes()[4096:])
+    a.marsd_start()
+    a.wait(lambda: "belongs to cluster" in messages(a, "err-resource"), what="the text")
+    a.run("marsadm invalidate data")
+    b.run(WRITE)
+    scenario.wait_equal(b, a, "data")

@@ -77,8 +77,6 @@ def test_rotation_and_deletion(pair):
     assert len(logs(a)) == 3, "b has not got them yet"
     b.run("marsadm connect data")
     scenario.wait_equal(a, b, "data")
-    a.run(WRITE)
-    scenario.wait_equal(a, b, "data")
     a.run("marsadm log-delete data")
     assert len(logs(a)) == 2
     a.run("marsadm log-delete-all data")

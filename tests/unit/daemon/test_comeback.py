@@ -15,7 +15,7 @@ from marsx.daemon.comeback import Comeback
 from marsx.peer.fetch import Offer, Start
 from marsx.tree import paths
 from marsx.tree.store import Entry
-from marsx.tree.view import View
+from marsx.tree.view import Mark, View
 from tests.unit.daemon.small_logs import make_log, position, write
 
 R, D = "r", "d" * 32
@@ -244,4 +244,26 @@ def test_the_oldest_history_is_believed(back: Any) -> None:
                 del site.values[paths.version(R, 1, "a")]
             one.judge(site.view(), position(TWO), serving=True)
             assert (not one.claims) is within
+    asyncio.run(main())
+
+
+def test_the_log_itself_proves_where_a_sync_ended(back: Any) -> None:
+    """Rule 14: syncpos inside a log: version links cannot show its digest, the log can; not before it is here, and not
+    when the log is gone."""
+    async def main() -> None:
+        one, site, _ = back({})
+        site.values[paths.uuid()] = "u-test"
+
+        async def blocking(call: Any, *args: Any) -> Any:
+            return call(*args)
+        site.blocking = blocking
+        copy = Copy(position(ONE))
+        for at, digest, parted in ((2, ONE.digests[2].hex(), False), (2, ONE.digests[3].hex(), True),
+                                   (2, "0" * 32, True), (2, "", False)):
+            mark = Mark(position(ONE, at), digest)
+            assert await one.is_of_another_history(mark, copy) is parted, mark
+        wrong = Mark(position(ONE, 3), "0" * 32)
+        assert not await one.is_of_another_history(wrong, Copy(position(ONE, 2)))
+        assert not await one.is_of_another_history(wrong, None)
+        assert not await one.is_of_another_history(Mark(LogPos(1, "b", 4096), D), copy)
     asyncio.run(main())

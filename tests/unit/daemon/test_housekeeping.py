@@ -71,6 +71,23 @@ def place(tmp_path) -> Place:
     return Place(str(tmp_path))
 
 
+@pytest.mark.parametrize(("replay", "link", "lowest"), [
+    ("log-000000004-a,4096,0", f"{D},log-000000005-a,0:{D},log-000000004-a,4096", 5),
+    ("log-000000004-a,4096,4096", f"{D},log-000000005-a,0:{D},log-000000004-a,4096", 4),
+    ("log-000000004-a,4096,0", "", 4),
+    ("log-000000004-a,4096,0", f"{D},log-000000005-a,0:{D},log-000000004-a,8192", 4),
+])
+def test_the_end_of_a_log_is_the_beginning_of_the_next(place: Place, replay: str, link: str, lowest: int) -> None:
+    """Rule 7: nothing need be written to N+1 before N can go; but the member must have N+1, and N's end must be where
+    that says."""
+    place.replays(5, 5, 5)
+    place.logs(4, 5)
+    place.put(paths.replay(R, "b"), replay)
+    if link:
+        place.put(paths.version(R, 5, "b"), link)
+    assert lowest_needed(place, place.runner) == lowest
+
+
 @pytest.mark.parametrize(("replays", "pins", "promised", "lowest"), [
     ((5, 5, 5), None, None, 5), ((5, 3, 4), None, None, 3), ((2, 5, 5), None, None, 2), ((9, 9, 9), None, None, 6),
     ((5, 5, 5), 2, None, 2), ((5, 5, 5), None, 3, 3), ((5, 5, 5), 7, 8, 5),
