@@ -14,7 +14,7 @@ from marsx.peer import verify
 from tests.sim.sync_world import Stuck, Wrong
 from tests.sim.verify_world import Load, ModelSink, ModelSource, RepairSink, VerifyWorld, run_verify
 
-SOUND_SEEDS = 120
+SOUND_SEEDS = 80
 BROKEN_SEEDS = 1500
 
 LOADS = {

@@ -76,7 +76,7 @@ class Machine:
         return done / alone if alone else 1.0, (self.read - first) / (seconds / 2)
 
 
-def play(machine: Machine, seconds: float = 120.0, **more) -> tuple[float, float]:
+def play(machine: Machine, seconds: float = 80.0, **more) -> tuple[float, float]:
     loop = Clock()
     try:
         return loop.run_until_complete(machine.run(seconds, **more))
@@ -101,7 +101,7 @@ def test_harmless_reads_are_not_held_back():
 
 def test_noise_alone_stops_nobody():
     """An application whose rate goes up and down by itself, on a machine where reads are harmless."""
-    _, synced = play(Machine(5000, 200 * MIB, 1.0, 0.8), 240)
+    _, synced = play(Machine(5000, 200 * MIB, 1.0, 0.8), 160)
     assert synced >= 0.25 * 200 * MIB
 
 
@@ -121,5 +121,5 @@ def test_an_application_that_stops_gives_the_rest_to_the_sync():
 
 def test_no_sync_stands_still():
     """Even where every read hurts."""
-    kept, synced = play(Machine(5000, 400 * MIB, 0.0), 120)
+    kept, synced = play(Machine(5000, 400 * MIB, 0.0))
     assert synced >= 0.5 * LEAST
