@@ -37,6 +37,17 @@ static inline void mars_aio_prep_pwritev(struct iocb *cb, int fd, const struct i
     cb->aio_data = data;
 }
 
+static inline void mars_aio_prep_pread(struct iocb *cb, int fd, void *to, uint64_t n, uint64_t offset, uint64_t data)
+{
+    memset(cb, 0, sizeof *cb);
+    cb->aio_lio_opcode = IOCB_CMD_PREAD;
+    cb->aio_fildes = (uint32_t)fd;
+    cb->aio_buf = (uint64_t)(uintptr_t)to;
+    cb->aio_nbytes = n;
+    cb->aio_offset = (int64_t)offset;
+    cb->aio_data = data;
+}
+
 static inline int mars_aio_submit(aio_context_t ctx, long n, struct iocb **cbs)
 {
     long rc;

@@ -12,6 +12,7 @@ from libc.errno cimport EINTR, EAGAIN, ENOENT, ENODEV, ECONNABORTED, ENOSYS, EIO
 from posix.mman cimport mmap, munmap, mlock, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FAILED, PROT_READ, PROT_WRITE
 from posix.time cimport timespec, clock_gettime, CLOCK_MONOTONIC
 from log cimport mars_req
+from threads cimport pthread_mutex_t, pthread_cond_t, pthread_mutex_init, pthread_cond_init
 from marsx._ext.marsshadow cimport Volume
 
 import os
@@ -60,6 +61,19 @@ cdef extern from "fuse.h" nogil:
     int mars_fuse_init(int fd, uint64_t unique, const fuse_init_in *i, uint32_t n, int *has_resend)
     int mars_fuse_resend(int fd)
 
+cdef extern from "reads.h" nogil:
+    struct mars_reads:
+        pthread_mutex_t lock
+        pthread_cond_t idle
+    int mars_reads_open(mars_reads *r)
+    void mars_reads_close(mars_reads *r)
+    int mars_reads_take(mars_reads *r, uint32_t size, int fd, uint64_t unique)
+    void mars_reads_give(mars_reads *r, int i)
+    int mars_reads_submit(mars_reads *r, int i, int disk, uint64_t off, uint32_t size)
+    void mars_reads_begin(mars_reads *r)
+    void mars_reads_end(mars_reads *r)
+    void mars_reads_run(mars_reads *r)
+
 cdef extern from "<string.h>" nogil:
     size_t strnlen(const char *s, size_t n)
 
@@ -98,8 +112,16 @@ cdef class Frontend:
     cdef const char *c_name
     cdef size_t name_len
     cdef int has_resend
+    cdef mars_reads reads
     cdef uint64_t c_requests, c_resent, c_unknown
     cdef readonly int gone              # errno with which the connection ended (0: still there)
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.reads.lock, NULL)
+        pthread_cond_init(&self.reads.idle, NULL)
+
+    def __dealloc__(self):
+        mars_reads_close(&self.reads)
 
     def __init__(self, Volume volume not None, name):
         self.volume = volume
@@ -120,16 +142,29 @@ cdef class Frontend:
             raise OSError(-rc, os.strerror(-rc))
         return True
 
+    def answer_reads(self):
+        """Thread body: answers reads that go to the data device alone; without it device threads read one by one.
+        Returns when the last serve() has ended; begin it before the first."""
+        cdef int rc
+        with nogil:
+            rc = mars_reads_open(&self.reads)
+            if rc == 0:
+                mars_reads_run(&self.reads)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+
     def serve(self, int fd):
         """Thread body: serve requests of one descriptor until the connection ends. Returns the errno (ENODEV: device
         properly gone)."""
         cdef Thread t
         cdef int rc
         with nogil:
+            mars_reads_begin(&self.reads)
             rc = prepare(&t, fd)
             if rc == 0:
                 rc = self.loop(&t)
                 munmap(t.memory, t.bytes)
+            mars_reads_end(&self.reads)
         if rc == -12:
             raise MemoryError()
         self.gone = rc
@@ -195,9 +230,23 @@ cdef class Frontend:
         cdef uint64_t unique = (<fuse_in_header *>t.head).unique
         cdef uint32_t size = q.size
         cdef int rc = -EIO
+        if self.give_away(t, q.offset, size, unique):
+            return
         if size <= MARS_FUSE_MAX_WRITE:
             rc = self.volume.read(t.payload, q.offset, size, t.scratch)
         mars_fuse_answer(t.fd, unique, -EIO if rc < 0 else 0, t.payload, size)
+
+    cdef int give_away(self, Thread *t, uint64_t off, uint32_t size, uint64_t unique) noexcept nogil:
+        """1: the read goes to the data device alone, and is answered when it is done."""
+        cdef int slot = mars_reads_take(&self.reads, size, t.fd, unique)
+        cdef int disk
+        if slot < 0:
+            return 0
+        disk = self.volume.whole_on_disk(off, size)
+        if disk < 0:
+            mars_reads_give(&self.reads, slot)
+            return 0
+        return mars_reads_submit(&self.reads, slot, disk, off, size)
 
     cdef void do_fsync(self, Thread *t) noexcept nogil:
         cdef mars_req r

@@ -196,6 +196,21 @@ cdef class Volume(Log):
         self.c_read_bytes += length
         return rc
 
+    cdef int whole_on_disk(self, uint64_t off, uint32_t length) noexcept nogil:
+        """The data device's descriptor when the shadow holds nothing of the range, else -1."""
+        cdef uint16_t k = 0
+        cdef uint32_t leaf
+        cdef int fd = -1
+        if length and mars_inside(off, length, self.log.device_size):
+            pthread_mutex_lock(&self.log.lock)
+            leaf = shadow_seek(&self.index, off, &k)
+            if leaf == SHADOW_NIL or self.index.node[leaf].u.leaf.ext[k].start >= off + length:
+                fd = self.disk_fd
+                self.c_reads += 1
+                self.c_read_bytes += length
+            pthread_mutex_unlock(&self.log.lock)
+        return fd
+
     cdef int read_part(self, uint8_t *buf, uint64_t pos, uint64_t end, uint8_t *scratch, uint64_t *upto) noexcept nogil:
         """As much of [pos, end) as N_PIECES extents cover; *upto = where it stopped."""
         cdef Piece piece[N_PIECES]

@@ -29,6 +29,7 @@ cdef class Volume(Log):
 
     cdef int index_log(self, const mars_segment *s, Cursor c) noexcept nogil
     cdef int index_group(self, const uint8_t *block, uint32_t n, uint64_t vstart) noexcept nogil
+    cdef int whole_on_disk(self, uint64_t off, uint32_t length) noexcept nogil
     cdef int read(self, uint8_t *buf, uint64_t off, uint32_t length, uint8_t *scratch) noexcept nogil
     cdef int read_part(self, uint8_t *buf, uint64_t pos, uint64_t end, uint8_t *scratch, uint64_t *upto) noexcept nogil
     cdef int find_pieces(self, Piece *piece, uint64_t pos, uint64_t *end, uint64_t *covered) noexcept nogil

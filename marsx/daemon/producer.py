@@ -87,9 +87,10 @@ class Producer:
                 )
         else:
             _, fds = await self.site.keeper.call(
-                "dev-create", name=self.resource, clones=max(1, self.site.settings.get("device_threads"))
+                "dev-create", name=self.resource, clones=max(2, self.site.settings.get("device_threads"))
             )
-        self._servers = [
+        self._servers = [self.site.thread(f"read-{self.resource}", self.frontend.answer_reads)]
+        self._servers += [
             self.site.thread(f"dev{i}-{self.resource}", partial(self._serve, fd)) for i, fd in enumerate(fds)
         ]
         try:

@@ -74,6 +74,7 @@ def main(top: str, name: str, size: str, words: str, again: str = "") -> None:
         raise SystemExit("this kernel does not send requests again")
     for body in (primary.flusher_body, primary.filler_body, primary.writeback_body):
         threading.Thread(target=body, daemon=True).start()
+    threading.Thread(target=frontend.answer_reads, daemon=True).start()
     servers = [threading.Thread(target=frontend.serve, args=(fd,), daemon=True) for fd in fds]
     for server in servers:
         server.start()
