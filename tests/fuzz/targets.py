@@ -48,7 +48,7 @@ def memory_file(data: bytes) -> Iterator[int]:
 @functools.cache
 def window_of(size: int) -> marsreplay.Window:
     """Windows are used again and again: bytes of earlier cases stand in their buffers, and must never count."""
-    return marsreplay.Window(size)
+    return marsreplay.Window(abs(size))
 
 
 def image_of(kept: list) -> bytes | None:
@@ -129,6 +129,16 @@ def check_windows(fd: int, data: bytes, header: FileHeader, params: dict) -> Non
             assert marsscan.CODES[code] == due, (code, twin)
             if want is not None:
                 assert os.fstat(disk).st_size == DISK and os.pread(disk, DISK, 0) == want
+        if want is not None:
+            check_pair(fd, marsreplay.Cursor(header.pack(), start, digest, device), limit, params["window"], twin, want)
+
+
+def check_pair(fd: int, cursor: marsreplay.Cursor, limit: int, size: int, twin: ref.Walk, want: bytes) -> None:
+    """Two windows in turn make the same disk."""
+    with memory_file(PATTERN[:DISK]) as disk:
+        assert run_pair(fd, disk, cursor, limit, size) == twin.groups
+        assert (cursor.pos, cursor.digest) == (twin.end, twin.digest)
+        assert os.pread(disk, DISK + 1, 0) == want
 
 
 def run_windows(fd: int, disk: int, cursor: marsreplay.Cursor, limit: int, size: int) -> tuple[int, int]:
@@ -141,6 +151,20 @@ def run_windows(fd: int, disk: int, cursor: marsreplay.Cursor, limit: int, size:
         total += groups
         if disk >= 0:
             window.apply(disk)
+
+
+def run_pair(fd: int, disk: int, cursor: marsreplay.Cursor, limit: int, size: int) -> int:
+    """The same with two windows, the next one loaded beside the writes of this one, as replay does it."""
+    now, ahead, total = window_of(size), window_of(-size), 0
+    now.begin(fd, cursor, limit)
+    while True:
+        groups, _ = now.finish()
+        if not groups:
+            return total
+        total += groups
+        ahead.begin(fd, cursor, limit)
+        now.apply(disk, 4, ahead)
+        now, ahead = ahead, now
 
 
 def logical(volume: marsshadow.Volume, nr: int) -> bytes:
