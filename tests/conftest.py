@@ -39,6 +39,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
+def pytest_runtest_setup() -> None:
+    """Programs under test set a umask of their own, for themselves."""
+    os.umask(0o022)
+
+
 def pytest_runtest_logstart(nodeid: str) -> None:
     """The test that runs now."""
     if _current is not None and _current.exists():

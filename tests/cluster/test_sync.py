@@ -122,6 +122,8 @@ def test_limits_of_slots_and_bandwidth(cluster):
     end = {}
     while len(end) < 2:
         running = {name for name in ("one", "two") if b.link(f"resource-{name}/actual-b/is-syncing") == "1"}
+        if b.link("resource-one/actual-b/is-syncing") != "1":
+            running.discard("one")  # the links are not read in one moment: the slot may have passed on between
         assert len(running) <= 1, "two syncs with one slot"
         seen |= running
         for name in ("one", "two"):
