@@ -26,8 +26,10 @@ from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
 from marsx.tree import paths
 from marsx.tree.store import Store
+from marsx.tree.view import parse_replay
 from marsx.volume.env import NoRoomError
 
+Items = list[tuple[str, str]]
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -48,50 +50,64 @@ class Publisher:
     # ---- volume.env.Facts ----
 
     def dirty(self, at: LogPos, length: int) -> None:
-        rel = paths.replay(self._resource, self._store.host)
-        self.put([(rel, f"{at},{length}")], make_durable=True)
+        self.put(lambda: self._position(at, length), make_durable=True)
 
     def replayed(self, at: LogPos, digest: str, make_durable: bool = False) -> None:
         self._write_hint(at, digest)
-        self.put([(paths.replay(self._resource, self._store.host), f"{at},0")], make_durable=make_durable)
+        self.put(lambda: self._position(at, 0), make_durable=make_durable)
+
+    def _position(self, at: LogPos, length: int) -> Items:
+        """What a window has made dirty stays so until it is passed (rule 12): after a crash in it the next window may
+        be shorter, and behind its end the disk is still a mixture."""
+        rel = paths.replay(self._resource, self._store.host)
+        old = parse_replay(self._store.get(rel))
+        if old is not None and old.pos <= at and (old.pos.nr, old.pos.producer) == (at.nr, at.producer):
+            length = max(length, old.pos.pos + old.length - at.pos)
+        return [(rel, f"{at},{length}")]
 
     def version(self, end: LogPos, digest: str, previous: str) -> None:
         self.put([(paths.version(self._resource, end.nr, self._store.host), f"{digest},{end}:{previous}")])
 
     # ---- for the daemon ----
 
-    def put(self, items: list[tuple[str, str]], *, make_durable: bool = False) -> None:
-        """Entries into the tree, in this order. From any thread."""
+    def put(self, items: Items | Callable[[], Items], *, make_durable: bool = False) -> None:
+        """Entries into the tree, in this order; a callable says them on the loop, where it may read the tree. From any
+        thread."""
         if threading.get_ident() == self._thread:
-            self._store.put_many(items)
-            unwritten = self._not_written(items)
+            written, unwritten = self._store_them(items)
         else:
-            done: concurrent.futures.Future[str] = concurrent.futures.Future()
+            done: concurrent.futures.Future[tuple[Items, str]] = concurrent.futures.Future()
             try:
                 self._loop.call_soon_threadsafe(self._put, items, done)
             except RuntimeError as err:
                 raise MarsError("marsd is ending: positions cannot be published any more") from err
-            unwritten = done.result()
+            written, unwritten = done.result()
         if make_durable:
             self.lacking = f"no room for positions: write-back, replay, sync wait ({unwritten})" if unwritten else ""
             if unwritten:
                 raise NoRoomError(f"{unwritten}: {self._resource} cannot go on", f"make room on {self._store.root}")
             by_dir: dict[str, list[str]] = {}
-            for rel, value in items:
+            for rel, value in written:
                 by_dir.setdefault(os.path.join(self._store.root, os.path.dirname(rel)), []).append(value)
             for directory, values in by_dir.items():
                 durable.sync_links(directory, values)
 
-    def _put(self, items: list[tuple[str, str]], done: concurrent.futures.Future[str]) -> None:
+    def _put(self, items: Items | Callable[[], Items], done: concurrent.futures.Future[tuple[Items, str]]) -> None:
         try:
-            self._store.put_many(items)
+            found = self._store_them(items)
         except BaseException as err:
             done.set_exception(err)
         else:
-            done.set_result(self._not_written(items))
+            done.set_result(found)
             self._changed()
 
-    def _not_written(self, items: list[tuple[str, str]]) -> str:
+    def _store_them(self, items: Items | Callable[[], Items]) -> tuple[Items, str]:
+        """On the loop: what was put into the tree, and what of it stands in memory only."""
+        entries = items() if callable(items) else items
+        self._store.put_many(entries)
+        return entries, self._not_written(entries)
+
+    def _not_written(self, items: Items) -> str:
         """What stands in memory only, with the reason; "" if all is on the disk."""
         problems = self._store.problems
         return next((f"{rel}: {problems[rel]}" for rel, _ in items if rel in problems), "")

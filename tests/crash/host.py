@@ -29,7 +29,7 @@ UUID, RESOURCE = "u-crash", "data"
 MIB = 1 << 20
 SECOND = 10**9
 
-primary.PREALLOCATE = 0                 # a log of the tests is short
+primary.PREALLOCATE = primary.FIRST_SPACE = 0                   # a log of the tests is short
 logcopy.VERSION_INTERVAL_S = 0.01       # publish much more often than a real copy
 
 
@@ -62,6 +62,7 @@ class Host:
         self.store.load()
         self.publisher = Publisher(self.store, loop, RESOURCE, lambda: None)
         self.trouble: list[str] = []
+        self.producer: object = None            # of a primary: deleted logs are kept for the next ones
         self.disk_fd = os.open(root / "disk", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
 
     @property
@@ -72,7 +73,7 @@ class Host:
     def env(self, facts: Facts | None = None, **sizes: int) -> Env:
         """As `daemon.resource` makes one."""
         settings = {"window_bytes": 128 << 10, "ring_bytes": 16 * MIB, "index_bytes": MIB, "writeback_bytes": 64 << 10,
-                    "writeback_ms": 20, "flush_ms": 4, **sizes}
+                    "writeback_ms": 20, "writeback_idle_ms": 10, "flush_ms": 4, "fill_bytes": 0, **sizes}
         return Env(self.directory, UUID, RESOURCE, self.name, self.size, 512, facts or self.publisher,
                    self.store.lamport.now, on_trouble=self.trouble.append, **settings)
 
@@ -101,9 +102,10 @@ class Host:
 
     def delete_logs(self) -> list[str]:
         """The real deletion of logs that nobody needs (rules 9, 16)."""
-        site = SimpleNamespace(view=self.view, store=self.store, host=self.name)
+        settings = SimpleNamespace(get=lambda name: 0)
+        site = SimpleNamespace(view=self.view, store=self.store, host=self.name, settings=settings)
         worker = SimpleNamespace(site=site, start_service=SimpleNamespace(lowest=lambda resource: None))
-        runner = SimpleNamespace(resource=RESOURCE, pinned=lambda: None)
+        runner = SimpleNamespace(resource=RESOURCE, pinned=lambda: None, producer=self.producer)
         return housekeeping.delete_logs(worker, runner, None)  # type: ignore[arg-type]
 
     def recover_copy(self, env: Env, on_fetched) -> tuple[logcopy.LogCopy, LogPos, str]:

@@ -33,7 +33,14 @@ class Mutant:
     command: tuple[str, ...] = PRIMARY
 
 
-APPLY = "        window.apply(self.disk_fd)\n"
+APPLY = "        window.apply(self.disk_fd, self.env.fly)\n"
+ANNOUNCE = ("        if not announce(self.env, start, after.pos - start.pos, self._pause):\n"
+            "            return\n")
+REPLAY = ("            if new.pos < end:\n"
+          "                pair.begin(self._log.fd, cursor, end)\n"
+          "            pair.now.apply(self.disk_fd, self.env.fly, pair.next if pair.cursor else None)\n")
+REPLAY_ANNOUNCE = ("            if not announce(self.env, self.at, new.pos - self.at.pos, self._pause):\n"
+                   "                return\n")
 MUTANTS = (
     Mutant("answers-per-group", "1", (
         ("ext/commit.h", "        if (g->state == MARS_GROUP_WRITING)\n            break;\n",
@@ -87,20 +94,21 @@ MUTANTS = (
     Mutant("scan-does-not-look-on", "5", ((
         "marsx/volume/recovery.py", "look=None if log.producer == env.host else 0", "look=0"),)),
     Mutant("links-are-no-proof", "5", ((
-        "marsx/volume/recovery.py", "if start else 0, known_durable=known,", "if start else 0,"),),
+        "marsx/volume/recovery.py", "known = known_durable(log.nr, log.producer) if log.end is None else 0",
+        "known = 0"),),
         command=SECONDARY),
     Mutant("position-not-durable-before-deletion", "9", ((
         "marsx/daemon/housekeeping.py", "        store.make_durable([paths.replay(resource, host)])\n",
         "        pass\n"),)),
     Mutant("dirty-after-the-write", "12", ((
-        "marsx/volume/primary.py", "        self.env.facts.dirty(start, after.pos - start.pos)\n" + APPLY,
-        APPLY + "        self.env.facts.dirty(start, after.pos - start.pos)\n"),)),
+        "marsx/volume/primary.py", ANNOUNCE + APPLY, APPLY + ANNOUNCE),)),
     Mutant("dirty-not-durable", "12", ((
-        "marsx/daemon/facts.py", '[(rel, f"{at},{length}")], make_durable=True', '[(rel, f"{at},{length}")]'),)),
+        "marsx/daemon/facts.py", "self._position(at, length), make_durable=True", "self._position(at, length)"),)),
+    Mutant("dirty-forgotten-by-a-restart", "12", ((
+        "marsx/daemon/facts.py", "            length = max(length, old.pos.pos + old.length - at.pos)\n",
+        "            pass\n"),)),
     Mutant("replay-writes-before-dirty", "12", ((
-        "marsx/volume/replay.py",
-        "            self.env.facts.dirty(self.at, new.pos - self.at.pos)\n            window.apply(self.disk_fd)\n",
-        "            window.apply(self.disk_fd)\n            self.env.facts.dirty(self.at, new.pos - self.at.pos)\n"),),
+        "marsx/volume/replay.py", REPLAY_ANNOUNCE + REPLAY, REPLAY + REPLAY_ANNOUNCE),),
         command=SECONDARY),
     Mutant("position-before-the-write", "12", ((
         "marsx/volume/primary.py", APPLY + "        volume.finish_window(window)\n"

@@ -21,7 +21,7 @@ from marsx._ext import marsinject, marssum
 from marsx.base.position import LogPos
 from marsx.daemon import replica
 from marsx.daemon.consumer import _InOrder
-from marsx.log import reader, writer
+from marsx.log import reader
 from marsx.log.record import BLOCK, DISCARD, WRITE, ZERO
 from marsx.tree import paths
 from marsx.volume import primary as primary_module
@@ -119,7 +119,8 @@ class PrimaryRun:
         self.host, self.marks, self.phase, self.requests = host, marks, phase, requests
         self.name = f"{seed}.{phase}"
         self.rng = random.Random(self.name)
-        sizes = {"flush_ms": self.rng.choice((1, 4, 40)), "writeback_ms": self.rng.choice((2, 20)),
+        sizes = {"flush_ms": self.rng.choice((1, 4, 40)), "fill_bytes": self.rng.choice((0, 0, 1 << 20)),
+                 "writeback_idle_ms": self.rng.choice((1, 5)), "writeback_ms": self.rng.choice((2, 20)),
                  "writeback_bytes": self.rng.choice((4, 32)) << 10, "window_bytes": self.rng.choice((32, 128)) << 10}
         self.primary = Primary(host.env(**sizes), host.disk_fd)
         self.dropped: list[str] = []
@@ -248,35 +249,19 @@ class SecondaryRun:
             pos, need = fed.end, fed.need
 
 
-def recycling(host: Host) -> None:
-    """Every other new log is made out of the file of one that nobody needs any more (rules 4, 9: stale contents)."""
-    real = writer.create_log
-
-    def create_log(directory: str, header, preallocate_bytes: int = 0, recycle: str | None = None) -> int:
-        old = reader.list_logs(directory)
-        replay = int(os.readlink(os.path.join(host.store.root, paths.replay(RESOURCE, host.name)))[4:13])
-        if header.nr % 2 and old and old[0].nr < replay:
-            from marsx.base import durable
-            durable.sync_dir(directory)                 # as housekeeping: the own position is durable first
-            recycle = old[0].path
-        return real(directory, header, preallocate_bytes, recycle)
-
-    primary_module.writer.create_log = create_log  # type: ignore[assignment]
-
-
 async def main(kind: str, root: Path, seed: int, phase: int) -> None:
     """One phase: from a start to an orderly end, unless something kills us."""
     name = "b" if kind == "secondary" else SOURCE_HOST
     host = Host(root, name, SIZE, asyncio.get_running_loop())
-    primary_module.PREALLOCATE = 0 if seed % 4 else 1 << 20     # space by steps, or all before the first group
+    primary_module.FIRST_SPACE = (seed % 4 == 0) << 20          # space by steps, or all before the first group
     marks = Marks(root)
     if kind == "secondary":
         await SecondaryRun(host, marks, seed, phase).run()
     else:
-        if kind == "primary" and seed % 3 == 2:
-            recycling(host)
         if kind == "source":
             host.delete_logs = list  # type: ignore[method-assign]
+        elif seed % 3:
+            host.producer = marks                               # stands for one: deleted logs are recycled
         await PrimaryRun(host, marks, seed, phase, 150 if kind == "primary" else 120).run()
     host.close()
 

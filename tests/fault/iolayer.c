@@ -260,6 +260,28 @@ int syncfs(int fd) { return fd_call(IO_SYNCFS, fd, SYS_syncfs, 0, 0, 0); }
 int ftruncate(int fd, off_t len) { return fd_call(IO_TRUNCATE, fd, SYS_ftruncate, 0, (uint64_t)len, 0); }
 int ftruncate64(int, off_t) __attribute__((alias("ftruncate")));
 
+/* By name, so without a descriptor. */
+int truncate(const char *name, off_t len)
+{
+    struct step s = {.op = IO_TRUNCATE, .event = {.len = (uint64_t)len}};
+    char path[PATH];
+    struct stat st;
+    int e = errno;
+    if (wanted(IO_TRUNCATE)) {
+        full_path(AT_FDCWD, name, path);
+        if (stat(name, &st) == 0) {
+            s.event.dev = st.st_dev;
+            s.event.ino = st.st_ino;
+        }
+        errno = e;
+        if (before(&s, path, NULL, NULL))
+            return -1;
+    }
+    return (int)after(&s, io_call(SYS_truncate, name, len));
+}
+
+int truncate64(const char *, off_t) __attribute__((alias("truncate")));
+
 int fallocate(int fd, int mode, off_t off, off_t len)
 {
     enum io_op op = mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE) ? IO_ZERO : IO_FALLOCATE;

@@ -47,7 +47,7 @@ os.pwrite(fd, b"abc", 5); os.write(fd, b"01"); os.writev(fd, [b"x", b"yz"]); os.
 os.posix_fallocate(fd, 0, 4096); os.ftruncate(fd, 100); os.fdatasync(fd); os.fsync(fd)
 os.link("f", "g"); os.unlink("f"); os.pwrite(fd, b"late", 0)
 os.symlink("value", "l.new"); os.utime("l.new", ns=(7, 8), follow_symlinks=False); os.rename("l.new", "l")
-os.mkdir("sub"); d = os.open(".", os.O_RDONLY); os.fsync(d); os.rmdir("sub")
+os.truncate("g", 3); os.mkdir("sub"); d = os.open(".", os.O_RDONLY); os.fsync(d); os.rmdir("sub")
 open("/dev/null", "wb", buffering=0).write(b"elsewhere")
 try: os.unlink("none")
 except OSError: pass
@@ -57,12 +57,13 @@ except OSError: pass
     ends = {e.key: e for e in record if e.end}
     assert [e.op for e in issues] == [
         "open", "write", "write", "write", "write", "fallocate", "truncate", "fdatasync", "fsync", "link", "unlink",
-        "write", "symlink", "utime", "rename", "mkdir", "open", "fsync", "rmdir", "unlink"]
+        "write", "symlink", "utime", "rename", "truncate", "mkdir", "open", "fsync", "rmdir", "unlink"]
     assert set(ends) == {e.key for e in issues}
     writes = [(e.off, e.data) for e in issues if e.op == "write"]
     assert writes == [(5, b"abc"), (0, b"01"), (2, b"xyz"), (9, b"pq"), (0, b"late")]
     assert ends[issues[0].key].ino == issues[1].ino == issues[11].ino and issues[0].len == 1
     assert ends[issues[-1].key].result == -2
+    assert [(e.len, e.ino) for e in issues if e.op == "truncate"] == [(100, issues[1].ino), (3, issues[1].ino)]
     link = next(e for e in issues if e.op == "symlink")
     assert link.path == "value" and link.path2.endswith("/d/l.new")
     assert next(e for e in issues if e.op == "utime").off == 8

@@ -177,3 +177,21 @@ def test_the_hint_is_private(store: Store) -> None:
     os.symlink("/dev/null", f"{path}.new")
     in_thread(store, lambda publisher: publisher.replayed(LogPos(1, "a", 12288), D))
     assert not os.path.islink(path)
+
+
+def test_dirty_until_it_is_passed(store: Store) -> None:
+    """Rule 12: a crash in a window leaves a mixture up to its end; the first window after the restart may be shorter,
+    and the replay link calls the disk whole only behind the end of the long one."""
+    seen: list[str] = []
+
+    def body(publisher: Publisher) -> None:
+        for step in (lambda: publisher.dirty(LogPos(1, "a", 4096), 65536), lambda: publisher.dirty(
+                LogPos(1, "a", 4096), 8192), lambda: publisher.replayed(LogPos(1, "a", 12288), D),
+                lambda: publisher.dirty(LogPos(1, "a", 12288), 131072), lambda: publisher.replayed(
+                    LogPos(1, "a", 143360), D), lambda: publisher.dirty(LogPos(2, "a", 0), 4096),
+                lambda: publisher.replayed(LogPos(2, "a", 4096), D)):
+            step()
+            seen.append(store.get(REPLAY).removeprefix("log-00000000"))
+    assert in_thread(store, body)[0] == []
+    assert seen == ["1-a,4096,65536", "1-a,4096,65536", "1-a,12288,57344", "1-a,12288,131072", "1-a,143360,0",
+                    "2-a,0,4096", "2-a,4096,0"]
