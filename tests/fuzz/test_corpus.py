@@ -10,7 +10,7 @@ from marsx._ext import marsscan
 from tests.fuzz import make, targets
 from tests.fuzz.case import Case, corpus
 
-NEW_CASES = 1000
+NEW_CASES = 200
 
 
 @pytest.mark.parametrize("path", corpus(), ids=lambda path: path.stem)
