@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from marsx.base import durable
@@ -88,17 +88,30 @@ class Patch(LogCopy):
         self._replace(data, BLOCK + pos, str(self.at.log))
 
     def _replace(self, data: bytes | memoryview, offset: int, name: str) -> None:
-        """These bytes at this place of the file; what was there before is kept aside."""
+        """These bytes at this place of the file; what was there before, and is not the same, is kept aside."""
         old = os.pread(self._fd, len(data), offset)
-        if old == data:
-            return
-        if any(old):
-            durable.write_file(os.path.join(self.env.directory, f"{PREFIX}{self.at.log}-{offset}"), old)
-        durable.overwrite(self._fd, bytes(data), offset, name)
-        self.replaced += len(data)
+        for start, end in _differing(old, bytes(data)):
+            if any(old[start:end]):
+                aside = os.path.join(self.env.directory, f"{PREFIX}{self.at.log}-{offset + start}")
+                durable.write_file(aside, old[start:end])
+            durable.overwrite(self._fd, bytes(data[start:end]), offset + start, name)
+            self.replaced += end - start
 
     def _publish(self, force: bool = False, wait: bool = True) -> None:
         """The version link is moved by recovery, when it has seen the whole."""
+
+
+def _differing(old: bytes, new: bytes) -> Iterator[tuple[int, int]]:
+    """Runs of blocks (start, end) in which `new` differs from `old`, which may be shorter."""
+    start = -1
+    for at in range(0, len(new), BLOCK):
+        if new[at:at + BLOCK] != old[at:at + BLOCK]:
+            start = at if start < 0 else start
+        elif start >= 0:
+            yield start, at
+            start = -1
+    if start >= 0:
+        yield start, len(new)
 
 
 async def ask_all(site: Site, resource: str, start: Start, hosts: Iterable[str]) -> dict[str, Offer | str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,32 @@ ONE = make_log(1, groups=12)
 TWO = make_log(2, pred=ONE, groups=4)
 
 
+class Piecemeal(Source):
+    """A source that gives a block at a time, with a pause in which the other end may have had enough; `asked_for`: the
+    positions."""
+
+    def __init__(self, origin: Origin, asked_for: list[int]) -> None:
+        super().__init__(origin.directory, "u-test", "r", origin.end, origin.pins)
+        self.asked_for = asked_for
+
+    def read(self, nr: int, producer: str, pos: int, limit: int) -> bytes:
+        time.sleep(0.002)
+        self.asked_for.append(pos)
+        return super().read(nr, producer, pos, min(limit, BLOCK))
+
+
 class Far:
     """A site whose only other host is the one that has `origin`."""
 
     def __init__(self, origin: Origin) -> None:
         self.origin, self.executor = origin, None
+        self.asked_for: list[int] = []
 
     async def dial(self, host: str, service: str) -> tuple[Link, None]:
         near, far = await link_pair()
 
         def source(resource: str, peer: Peer) -> Source:
-            return self.origin.source()
+            return Piecemeal(self.origin, self.asked_for)
 
         async def serve() -> None:
             try:
@@ -65,17 +81,20 @@ def damage_of(sink: Sink, due: int = 0) -> Damage:
     return found.value.damage
 
 
-def healed(sink: Sink, origin: Origin, due: int = 0) -> int:
-    """Heal until recovery is content; how often it was done."""
+def healed(sink: Sink, origin: Origin, due: int = 0, asked_for: list[int] | None = None,
+           replaced: int = 0) -> int:
+    """Heal until recovery is content; how often it was done. `replaced`: just so many bytes each time."""
     async def once(damage: Damage) -> heal.Healed:
         far = Far(origin)
+        far.asked_for = asked_for if asked_for is not None else []
         answers = await heal.ask_all(far, "r", heal.start_of(damage), ["b"])
         host, end = heal.best(answers, damage)
         assert host == "b", answers
         return await heal.heal(far, sink.env, "r", damage, host, end)
 
     for count in range(1, 20):
-        assert asyncio.run(once(damage_of(sink, due))).replaced
+        done = asyncio.run(once(damage_of(sink, due))).replaced
+        assert done and done == (replaced or done)
         try:
             look(sink, due)
             return count
@@ -143,7 +162,9 @@ def test_the_own_bytes_behind_the_damage_stay(dirs: tuple[Path, Path], theirs: i
     write(dirs[1], ONE)
     spoil(dirs[1], BLOCK + ONE.ends[4] + 20)
     before = os.stat(dirs[1] / log_name(1, "a")).st_ino
-    assert healed(sink, origin, ONE.end) == 1
+    asked_for: list[int] = []
+    assert healed(sink, origin, ONE.end, asked_for, replaced=BLOCK) == 1
+    assert min(asked_for) == ONE.ends[4] and max(asked_for) < ONE.ends[8]
     assert sink.file(1) == bytes(ONE.data) and os.stat(dirs[1] / log_name(1, "a")).st_ino == before
 
 
