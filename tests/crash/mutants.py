@@ -18,7 +18,8 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
 COPIED = ("marsx", "ext", "tests", "tools", "setup.py", "pyproject.toml", "Makefile")
-PRIMARY = ("-m", "tests.crash.run", "--jobs", "2", "--seconds", "50", "--cuts", "0.3", "--kinds", "primary")
+PRIMARY = ("-m", "tests.crash.run", "--jobs", "2", "--states", "8000", "--seconds", "170", "--cuts", "0.3",
+           "--kinds", "primary")
 SECONDARY = (*PRIMARY[:-1], "secondary")
 
 

@@ -119,7 +119,7 @@ class PrimaryRun:
         self.host, self.marks, self.phase, self.requests = host, marks, phase, requests
         self.name = f"{seed}.{phase}"
         self.rng = random.Random(self.name)
-        sizes = {"flush_ms": self.rng.choice((1, 4, 40)), "fill_bytes": self.rng.choice((0, 0, 1 << 20)),
+        sizes = {"flush_ms": self.rng.choice((1, 4, 40)), "fill_bytes": self.rng.choice((0, 0, 0, 1 << 20)),
                  "writeback_idle_ms": self.rng.choice((1, 5)), "writeback_ms": self.rng.choice((2, 20)),
                  "writeback_bytes": self.rng.choice((4, 32)) << 10, "window_bytes": self.rng.choice((32, 128)) << 10}
         self.primary = Primary(host.env(**sizes), host.disk_fd)

@@ -21,8 +21,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from marsx._ext import marssum
 from tests.crash.host import RESOURCE
@@ -81,8 +82,12 @@ class Walk:
             self.begins.setdefault(op.issue, []).append(op)
             self.ends.setdefault(min(op.end, getattr(op, "gone", NEVER)), []).append(op)
 
-    def step(self) -> bool:
-        """One entry of the tape; True when the possible states changed."""
+    def changes_next(self) -> bool:
+        """Will the next entry change the possible states, or is there none?"""
+        return self.now in self.begins or self.now in self.ends or self.now >= self.tape.length
+
+    def step(self) -> None:
+        """One entry of the tape."""
         begins, ends = self.begins.get(self.now, ()), self.ends.get(self.now, ())
         for op in begins:
             if isinstance(op, FileOp):
@@ -95,7 +100,6 @@ class Walk:
             elif op.end == NEVER:
                 self._forget(op)
         self.now += 1
-        return bool(begins or ends)
 
     def _forget(self, op: FileOp | NameOp) -> None:
         where = self.files[op.file] if isinstance(op, FileOp) else self.folders[op.folder]
@@ -194,8 +198,8 @@ class Walk:
         hint = contents(tree.get(local, {}).get(f"position-{RESOURCE}"))
         disk = contents(self.tape.disk)
         key.append(repr(sorted(links.items())).encode())
-        partial = sum(what != "full" for what in there.values())
-        return State(self.now, number, power, logs, disk or b"", links, hint, partial,
+        not_whole = sum(what != "full" for what in there.values())
+        return State(self.now, number, power, logs, disk or b"", links, hint, not_whole,
                      marssum.xxh3_128(b"".join(key)))
 
     def _folder(self, folder: FolderState, named: set[NameOp], power: bool) -> dict[str, Thing]:
@@ -217,14 +221,12 @@ class Walk:
         buf = bytearray(state.base)
         for op in state.pending:
             how = there.get(op, "full") if power or op.end >= self.now else "full"
-            _put(buf, op, how, rng, self._rubbish(state, rng))
+            _put(buf, op, how, rng, None if state.file is self.tape.disk else partial(self._rubbish, state, rng))
         data = bytes(buf)
         return data, marssum.xxh3_128(data)
 
     def _rubbish(self, state: FileState, rng: random.Random) -> bytes:
-        """What may stand in space that was never written; b"" on the data device."""
-        if state.file is self.tape.disk:
-            return b""
+        """What may stand in a file's space that was never written."""
         others = [one for one in self.files.values() if one.file.number < state.file.number and len(one.base) > PAGE and
                   one.file is not self.tape.disk]
         if others and rng.random() < 0.5:
@@ -274,8 +276,8 @@ def _names(names: list[NameOp], number: int, rng: random.Random) -> set[NameOp]:
     return {op for op in names if rng.random() < 0.5}
 
 
-def _put(buf: bytearray, op: FileOp, how: str, rng: random.Random, rubbish: bytes) -> None:
-    """The operation as far as `how` says."""
+def _put(buf: bytearray, op: FileOp, how: str, rng: random.Random, rubbish: Callable[[], bytes] | None) -> None:
+    """The operation as far as `how` says. rubbish: None on the data device."""
     if how == "full":
         change(buf, op)
     elif how == "none" or op.kind == "size":
@@ -283,8 +285,8 @@ def _put(buf: bytearray, op: FileOp, how: str, rng: random.Random, rubbish: byte
     elif op.kind != "write":
         if how != "prefix":
             _part(buf, op, rng, PAGE)
-        if how == "rubbish" and op.kind == "space":
-            _fill(buf, op.off, min(op.len, 16 * PAGE), rubbish)
+        if how == "rubbish" and op.kind == "space" and rubbish is not None:
+            _fill(buf, op.off, min(op.len, 16 * PAGE), rubbish())
     else:
         _put_write(buf, op, how, rng, rubbish)
 
@@ -295,14 +297,15 @@ def _part(buf: bytearray, op: FileOp, rng: random.Random, unit: int) -> None:
     change(buf, FileOp(op.kind, op.file, op.off, length, b"", 0))
 
 
-def _put_write(buf: bytearray, op: FileOp, how: str, rng: random.Random, rubbish: bytes) -> None:
+def _put_write(buf: bytearray, op: FileOp, how: str, rng: random.Random,
+               rubbish: Callable[[], bytes] | None) -> None:
     sectors = -(-op.len // SECTOR)
     if how in ("grown", "rubbish"):
         fresh = op.off >= len(buf) or not any(buf[op.off:op.off + op.len])
-        if rubbish and fresh:
+        if rubbish is not None and fresh:
             change(buf, FileOp("space", op.file, op.off, op.len, b"", 0))
             if how == "rubbish":
-                _fill(buf, op.off, op.len, rubbish)
+                _fill(buf, op.off, op.len, rubbish())
         keep: set[int] = set()
         if rng.random() < 0.5:
             keep = {i for i in range(sectors) if rng.random() < 0.5}
