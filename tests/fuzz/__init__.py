@@ -5,6 +5,6 @@
     python -m tests.fuzz show FILE      what is in it
 
 `case` is one input as a file, `make` builds and damages inputs, `targets` feeds them to the product and judges, `run`
-drives a child process and keeps what made it fail in `corpus/`. All of the corpus is run in `make test` and in
-`make fuzz`.
+drives a child process and keeps what made it fail in `corpus/` (made-*: by hand, each for one check). All of the corpus
+is run in `make test` and in `make fuzz`.
 """
