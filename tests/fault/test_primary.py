@@ -46,7 +46,8 @@ def test_data_device_fails(faulty_pair, tmp_path, operation):
         writer.go_on(200)
         a.rules.set(f"{operation} {a.data_device} EIO")
         writer.go_on(200)
-        ways.told(a, "write-back stopped")
+        with ways.paused(writer):
+            ways.told(a, "write-back stopped")
         stuck = scenario.Replay.of(a, "data")
         writer.go_on(500)
         assert ways.flushed_write(a, 32 * MIB)

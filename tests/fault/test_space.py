@@ -38,7 +38,8 @@ def symlinks(a, b, writer) -> None:
     The message itself finds no room here, but its way to the other host."""
     a.rules.set("symlink /mars/* ENOSPC")
     writer.go_on(300)
-    b.wait(lambda: "no room" in ways.messages_of(b, "a"), 30, "a's lack of room in b's tree")
+    with ways.paused(writer):
+        b.wait(lambda: "no room" in ways.messages_of(b, "a"), 30, "a's lack of room in b's tree")
     a.rules.set()
 
 
@@ -120,7 +121,8 @@ def test_no_space(faulty_pair, tmp_path):
             writer.go_on(50)
             case(a, b, writer)
             writer.go_on(50)
-            all_go_on(a, b)
+            with ways.paused(writer):
+                all_go_on(a, b)
         assert writer.stop() == 0
     assert ways.nothing_lost(a, writer) > 1000
     scenario.wait_equal(a, b, "data")
@@ -129,10 +131,8 @@ def test_no_space(faulty_pair, tmp_path):
 
 
 def all_go_on(a, b) -> None:
-    """What is written from now on is published, written back on the primary, and replayed on the secondary."""
-    before = scenario.Version.newest(a, "data")
-    a.wait(lambda: scenario.Version.newest(a, "data") != before, 30, "a new version link")
+    """What was written up to now is published, written back on the primary, and replayed on the secondary."""
+    a.wait(lambda: scenario.published(a, "data"), 30, "the end of the log in the tree")
     newest = scenario.Version.newest(a, "data")
     for host in (a, b):
-        host.wait(lambda host=host: (at := scenario.Replay.of(host, "data")) and
-                  (at.nr, at.pos) >= (newest.nr, newest.pos), 60, f"{host.name} to go on")
+        host.wait(lambda host=host: newest.reached_by(scenario.Replay.of(host, "data")), 60, f"{host.name} to go on")

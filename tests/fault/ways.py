@@ -3,8 +3,11 @@
 A write that was acknowledged before a fault must be there after the repair; one that was not may be there or not.
 """
 
+import contextlib
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import write_ledger
@@ -62,6 +65,16 @@ def restart(host: Host) -> None:
     host.marsd_start()
     if host.name == "a":
         scenario.wait_device(host, "data")
+
+
+@contextlib.contextmanager
+def paused(writer: RunningWriter) -> Iterator[None]:
+    """The writer stands still: write-back does not wait for the end of a burst."""
+    os.killpg(writer.child.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(writer.child.pid, signal.SIGCONT)
 
 
 def nothing_lost(host: Host, writer: RunningWriter) -> int:
