@@ -303,10 +303,12 @@ def test_damaged_copies_of_a_secondary_are_fetched_again(pair):
     damages = (lambda: rot(log_file(b, 0), 0.9), lambda: spoil_header(log_file(b, 1)), lambda: log_file(b, 0).unlink())
     for damage in damages:
         kill(b)
+        before = messages(b, "inf-heal")
         damage()
         b.marsd_start()
-        b.wait(lambda: "came back from a" in messages(b, "inf-heal"), what="the log of b to be healed")
-        assert not messages(b, "err-resource").replace("OK", "")
+        b.wait(lambda before=before: "came back from a" in messages(b, "inf-heal").replace(before or "?", ""),
+               what="the log of b to be healed")
+        b.wait(lambda: messages(b, "err-resource") == "OK", what="the end of the message")
     b.run("marsadm resume-replay data")
     scenario.wait_equal(a, b, "data")
 
@@ -325,7 +327,7 @@ def test_log_that_rots_under_a_serving_primary_is_healed(pair):
         a.run(WRITE)
         a.wait(lambda: scenario.settled(a, "data"), what="write-back")
         if "came back from b" in messages(a, "inf-heal"):
-            break
+            break  # else the rot came too late
         log_file(a, logs(a).index(name)).write_bytes(log_file(b, logs(b).index(name)).read_bytes())
     assert "came back from b" in messages(a, "inf-heal")
     assert not messages(a, "err-device").replace("OK", "")
