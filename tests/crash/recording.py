@@ -99,7 +99,7 @@ class _Maker:
     def phase(self, parser: Parser, phase: int, how: str) -> None:
         """One process from its start to its end."""
         one, record = self.made, self.folder / "record"
-        slow = [line.format(p=self.rng.choice((0.05, 0.2, 0.5))) for line in SLOW]
+        slow = [line.format(p=self.rng.choice((0.05, 0.3, 0.8))) for line in SLOW]
         if how != "by itself":
             where, most = self.rng.choice((("mars/*", 500), ("mars/*", 200), ("disk", 150)))
             number = self.rng.randrange(5, most)

@@ -52,7 +52,7 @@ class Writer(threading.Thread):
     def __init__(self, volume, marks: Marks, seed: str, base: int, count: int) -> None:
         super().__init__(daemon=True)
         of_all = random.Random(seed[:-2])                   # the same for all writers of this run
-        self.flush_rate = of_all.choice((0.03, 0.22))
+        self.flush_rate = of_all.choice((0.03, 0.25, 0.4))
         self.pause = of_all.choice((0, 0.004, 0.012))       # slow ones let write-back come close behind them
         self.marks, self.rng, self.count, self.next = marks, random.Random(seed), count, base
         self.injector = marsinject.Injector(volume, first_unique=base + 1)
@@ -102,6 +102,8 @@ class Writer(threading.Thread):
         self.flushes.add(unique)
         self.marks.say("f", unique)
         self.injector.flush(unique)
+        if self.rng.random() < 0.8:
+            self.injector.wait()                            # so that the answer is written down when it comes
 
     def settle(self) -> None:
         """Write the answers down."""

@@ -112,11 +112,15 @@ static void io_parse_word(struct io_rule *r, const char *word)
         return;
     if (sscanf(word, "p=%lf", &lo) == 1) {
         r->chance = (uint64_t)(lo * 4294967296.0);
-    } else if (sscanf(word, "delay=%lf..%lf", &lo, &hi) == 2) {
+    } else if (strncmp(word, "delay=", 6) == 0) {
+        const char *upto = strstr(word, "..");          /* not by scanf: "0." is a number to it */
+        hi = lo = strtod(word + 6, NULL);
+        if (upto)
+            hi = strtod(upto + 2, NULL);
+        if (!(lo >= 0 && hi >= lo && hi > 0))
+            io_die("delay not understood", r->line);
         r->delay_lo = (long)(lo * 1000);
         r->delay_hi = (long)(hi * 1000);
-    } else if (sscanf(word, "delay=%lf", &lo) == 1) {
-        r->delay_lo = r->delay_hi = (long)(lo * 1000);
     } else if (strcmp(word, "kill") == 0) {
         r->kill = 1;
     } else if (strcmp(word, "kill-after") == 0) {

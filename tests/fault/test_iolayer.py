@@ -152,7 +152,24 @@ def test_kill_and_short(run):
     assert [e.path2[-3:] for e in run.record() if e.op == "symlink" and not e.end] == ["one"]
 
 
+def test_delays(run):
+    """A delay, or one drawn from a range, lies between issue and end: what others do meanwhile stands in between."""
+    out = run("""
+import threading, time
+fd, other = os.open("f", os.O_RDWR | os.O_CREAT), os.open("g", os.O_RDWR | os.O_CREAT)
+slow = threading.Thread(target=os.fdatasync, args=(fd,)); begin = time.monotonic(); slow.start()
+time.sleep(0.05); os.pwrite(other, b"x", 0); slow.join(); print(time.monotonic() - begin >= 0.25)
+begin = time.monotonic()
+for _ in range(20): os.pwrite(fd, b"y", 0)
+print(time.monotonic() - begin >= 0.1)
+""", "fdatasync */d/f delay=250", "write */d/f delay=5..9.5")
+    assert out.split() == ["True", "True"]
+    assert [(e.op, e.end) for e in run.record() if e.op != "open"][:4] == [
+        ("fdatasync", False), ("write", False), ("write", True), ("fdatasync", True)]
+
+
 def test_a_wrong_rule_is_loud(run):
     """A rule that is not understood must not pass for a fault that was survived."""
     run("os.open('f', os.O_RDWR | os.O_CREAT)", "write * EOI", status=-6)
     run("os.open('f', os.O_RDWR | os.O_CREAT)", "writ * EIO", status=-6)
+    run("os.open('f', os.O_RDWR | os.O_CREAT)", "write * delay=9..8", status=-6)
