@@ -9,8 +9,11 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -99,12 +102,18 @@ def fuzz(seed: int, seconds: float, normal: bool) -> int:
         command += ["--ext", str(ASAN)]
         environment = sanitizer_environment()
     process = subprocess.Popen(command, cwd=TOP, env=environment)
+    wrong = None
     try:
         wrong = watch(process, state)
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
+        for base in ("/dev/shm", tempfile.gettempdir()):        # a child that was killed leaves its directory behind
+            for left in Path(base).glob(f"marsx-fuzz-{process.pid}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if wrong is None:
+            state.unlink(missing_ok=True)
     if not wrong:
         return 0
     print(f"fuzz: {wrong} (seed {seed})", file=sys.stderr)
@@ -170,6 +179,7 @@ def main() -> int:
         child(args.seed, args.seconds, args.state)
         return 0
     if args.do == "run":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         return fuzz(args.seed, args.seconds, args.normal)
     if args.do == "collect":
         return collect(args.seed, args.seconds)

@@ -209,7 +209,7 @@ def lies_in_payload(data: bytes, end: int) -> bool:
 def scratch_dir() -> Path:
     """A directory where O_DIRECT works, in memory if possible; gone when the process ends."""
     for base in ("/dev/shm", None):
-        made = tempfile.TemporaryDirectory(prefix="marsx-fuzz-", dir=base)
+        made = tempfile.TemporaryDirectory(prefix=f"marsx-fuzz-{os.getpid()}-", dir=base)
         _DIRS.append(made)
         probe = Path(made.name) / "probe"
         probe.write_bytes(bytes(BLOCK))
