@@ -77,6 +77,10 @@ int main(int argc, char **argv)
     NEED(mars_reads_take(&reads, SIZE, -1, 0) < 0);                /* nobody answers yet: read it yourself */
     pthread_create(&receiving, NULL, receiver, &received);
     pthread_create(&answers, NULL, answering, NULL);
+    int slot;
+    while ((slot = mars_reads_take(&reads, SIZE, -1, 0)) < 0)
+        usleep(1000);                                               /* now somebody does */
+    mars_reads_give(&reads, slot);
     for (uintptr_t i = 0; i < THREADS; i++)
         pthread_create(&threads[i], NULL, device_thread, (void *)(i + 1));
     for (int i = 0; i < THREADS; i++)
