@@ -47,6 +47,7 @@ if mars_crc32c_env() != 0 or mars_xxh3_env() != 0:
 cdef enum:
     N_PIECES = 64                   # extents that one look into the index serves
     PART = 1 << 20                  # bytes copied at a time for write-back
+    INDEX_READ = 128 << 10          # bytes of log read at a time for the index: takes no longer than one block
     NOT_VALID = -2000               # the own log does not verify
 
 
@@ -133,17 +134,23 @@ cdef class Volume(Log):
             raise ValueError(f"group at {c.e.pos} of log {c.e.log_nr} is not valid (code {rc})")
 
     cdef int index_log(self, const mars_segment *s, Cursor c) noexcept nogil:
-        cdef uint8_t *block = NULL
+        cdef uint8_t *buf = NULL
+        cdef const uint8_t *block
         cdef mars_group_info info
         cdef const mars_group_header *g
+        cdef uint64_t end = s.end - s.base, start = 0, have = 0     # POS and length of what stands in buf
         cdef int rc = 0
-        if posix_memalign(<void **>&block, MARS_BLOCK, MARS_BLOCK) != 0:
+        if posix_memalign(<void **>&buf, MARS_BLOCK, INDEX_READ) != 0:
             return -ENOMEM
-        g = <const mars_group_header *>block
-        while c.e.pos < s.end - s.base and rc == 0:
-            rc = mars_pread_all(s.fd, block, MARS_BLOCK, MARS_BLOCK + c.e.pos)
-            if rc < 0:
-                break
+        while c.e.pos < end and rc == 0:
+            if c.e.pos + MARS_BLOCK > start + have:
+                start = c.e.pos
+                have = end - start if end - start < INDEX_READ else INDEX_READ
+                rc = mars_pread_all(s.fd, buf, have, MARS_BLOCK + start)
+                if rc < 0:
+                    break
+            block = buf + (c.e.pos - start)
+            g = <const mars_group_header *>block
             if c.e.group_nr == MARS_UNKNOWN:
                 c.e.group_nr = g.group_nr
                 c.e.next_record = g.first_record
@@ -152,8 +159,8 @@ cdef class Volume(Log):
                 rc = self.index_group(block, info.n_records, s.base + c.e.pos)
             if rc == 0:
                 mars_group_advance(&c.e, &info)
-        free(block)
-        if rc == 0 and c.e.pos != s.end - s.base:           # addresses behind the end belong to the next log
+        free(buf)
+        if rc == 0 and c.e.pos != end:           # addresses behind the end belong to the next log
             rc = MARS_SCAN_LENGTH
         return rc
 
