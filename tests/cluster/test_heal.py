@@ -126,7 +126,8 @@ def test_killed_primary_returns_with_a_tail(pair):
         host.wait(lambda host=host: split(host), 30, "the message")
     assert (contents(a), contents(b)) == (of_a, of_b) and of_a != of_b
     assert a.devices() == []
-    a.wait(lambda: a.link("resource-data/actual-a/is-primary") == "0", what="a to know that it is no primary")
+    a.wait(lambda: a.link("resource-data/actual-a/is-primary") == "0" and a.link(HERE) == "b",
+           what="a to know that it is no primary")
     a.run("marsadm invalidate data")
     scenario.wait_equal(b, a, "data")
     for host in hosts:

@@ -173,6 +173,7 @@ def load(host: Host, rng: random.Random, n: int) -> None:
             host.serving.injector.zero(at, length)
         else:
             host.serving.injector.write(at, rng.randbytes(length))
+    host.serving.injector.wait()
 
 
 async def serve(host: Host, service) -> tuple[Link, asyncio.Task]:

@@ -236,8 +236,10 @@ def test_touched_over_the_end_of_a_log_and_of_a_damaged_one(stage):  # noqa: F81
             loop = asyncio.get_running_loop()
             low = host.gate.durable_point()[1]
             await loop.run_in_executor(host.executor, host.serving.injector.write, 4096, bytes(512))
+            await loop.run_in_executor(host.executor, host.serving.injector.wait)
             await loop.run_in_executor(host.executor, host.primary.rotate)
             await loop.run_in_executor(host.executor, host.serving.injector.write, 40960, bytes(512))
+            await loop.run_in_executor(host.executor, host.serving.injector.wait)
             host.primary.volume.sync_now()
             upto = host.gate.durable_point()[1]
             while secondary.replayer.at != upto.at:

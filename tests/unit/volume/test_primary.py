@@ -108,7 +108,7 @@ def test_a_log_in_a_used_file(make_site):
     site, rng = make_site(), random.Random(12)
     twin = bytearray(site.disk.contents())
     with Serving(site, first=True) as one:
-        load(one, twin, rng, 300)
+        load(one, twin, rng, 700)
         one.primary.rotate()
         assert one.primary.drain(20)
         while 1 in one.primary._fds:                    # closed with the first window of log 2
