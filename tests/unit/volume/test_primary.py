@@ -154,6 +154,7 @@ def test_rotation_that_fails(make_site, monkeypatch, where):
     site = make_site()
     with Serving(site, first=True) as one:
         one.injector.write(0, b"1" * 512)
+        assert one.injector.wait() == 0
         if where == "facts":
             def look(what: tuple) -> None:
                 if what[0] == "version":
