@@ -38,7 +38,7 @@ def test_disks_of_the_secondary_fail(faulty_pair, tmp_path):
         b.rules.set(f"write {ways.LOG} EIO")
         writer.go_on(100)
         ways.told(b, "Input/output error")
-        held = b.link("resource-data/actual-b/fetched")
+        held = ways.settled(b, "resource-data/actual-b/fetched")
         writer.go_on(200)
         assert b.link("resource-data/actual-b/fetched") == held, "fetched moved although the log copy failed"
         b.rules.set()

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def quiet(host: Host) -> None:
     """No trouble is told any more."""
     host.wait(lambda: not [text for text in messages(host).splitlines() if not text.startswith("OK")], 30,
               "the end of the messages")
+
+
+def settled(host: Host, rel: str) -> str:
+    """A position that has stopped: positions go to the tree every logger_report_interval_s, so the last move may still
+    be on its way there. Fails when it goes on moving."""
+    seen: list[str] = []
+
+    def same() -> bool:
+        time.sleep(3)
+        seen.append(host.link(rel))
+        return seen[-1:] == seen[-2:-1]
+
+    host.wait(same, 30, f"{rel} to stop moving")
+    return seen[-1]
 
 
 def until_failed(writer: RunningWriter) -> None:
