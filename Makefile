@@ -92,7 +92,6 @@ fuzz: $(DEPS) ## hostile logs, links and frames under the sanitizers (SECONDS=60
 
 mutants: build ## take each correctness rule out of a copy of the sources and see its test, or the crash states, find it
 	$(PY) -m tests.mutants.run $(ARGS)
-	$(if $(ARGS),,$(PY) -m tests.crash.mutants)
 
 annotate: $(DEPS) ## Cython's html pages: which line costs what (build/cython)
 	MARS_BUILD=annotate $(PY) setup.py -q build_ext --inplace --force

@@ -1,20 +1,10 @@
-"""The mutants, by rule. A row is (name, rule, file, old text, new text, test); the old text stands once in the file."""
+"""The mutants, by rule. A row is (name, rule, file, old text, new text, test); the old text stands once in the file.
+
+Those that only the crash states can find stand in states.py."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`test`: a pytest node id, without parameters if all of them are to run. At least one has to fail."""
-
-    name: str
-    rule: int
-    file: str
-    old: str
-    new: str
-    test: str
-
+from tests.mutants.mutant import Mutant
+from tests.mutants.states import FOUND_BY_STATES
 
 FAULTS = "tests/unit/ext/test_log_faults.py::test_scenario"
 MARSLOG = "tests/unit/ext/test_marslog.py"
@@ -245,4 +235,5 @@ MUTANTS = (
     Mutant("dirty-length-is-not-durable", 12, "marsx/daemon/facts.py",
            "                durable.sync_links(directory, values)\n", "                pass\n",
            "tests/unit/daemon/test_facts.py::test_dirty_is_durable_before_it_returns"),
+    *FOUND_BY_STATES,
 )
