@@ -27,12 +27,9 @@ from marsx.daemon.facts import Publisher
 from marsx.daemon.plan import Local, Plan, grant_to, plan
 from marsx.daemon.producer import Producer
 from marsx.daemon.site import Site
-from marsx.daemon.spans import DiskSpans, resume_of, stale_sync
+from marsx.daemon.spans import stale_sync
+from marsx.daemon.syncing import Syncing
 from marsx.log import reader
-from marsx.peer.spanio import KINDS
-from marsx.peer.sync import sync_resource
-from marsx.peer.syncparts import SyncRestart
-from marsx.peer.wire import PeerError
 from marsx.tree import paths
 from marsx.tree.roles import right_holder
 from marsx.tree.view import View
@@ -58,6 +55,7 @@ class Runner:
         self.consumer: Consumer | None = None
         self.trouble = ""
         self.back = Comeback(site, resource, self._directory(), self.kick)
+        self.syncing = Syncing(site, resource, self.publisher, self._changed, self.span_trouble)
         self._looked_at: LogPos | None = None  # where replay found a damaged log last
         self.busy: list[str] = []
         self.stopped = False
@@ -445,7 +443,7 @@ class Runner:
             self._facts({"is-replaying": "1"})
         if want.sync_from and not consumer.sync.running and consumer.replayer is not None:
             await consumer.verify.stop()  # what a sync writes is ahead of replay
-            consumer.sync.start(want.sync_from, self._sync(want.sync_from, consumer), f"sync {self.resource}")
+            self.syncing.start(want.sync_from, consumer, self.disk_fd)
             self._facts({"is-syncing": "1"})
         if consumer.parted:
             await consumer.stop()
@@ -454,64 +452,6 @@ class Runner:
         if consumer.missing_log and want.sync_from:
             return await self._restart_sync("the source has not got the log any more that was due")
         return False
-
-    async def _sync(self, host: str, consumer: Consumer) -> None:
-        """Task: runs of the full sync from `host` until one comes to its end."""
-        pause = 0.2
-        while True:
-            sink = self._span_sink(consumer)
-            try:
-                if sink.resume().why:
-                    self.site.say(self.resource, "inf-sync-start", sink.resume().why)
-                    await self.site.blocking(sink.forget_progress)
-                await self._sync_once(host, sink)
-                return
-            except SyncRestart as err:
-                self.site.say(self.resource, "inf-sync-start", err.text)
-                await self.site.blocking(sink.forget_progress)
-            except (PeerError, OSError, MarsError) as err:
-                self.site.say(self.resource, "err-sync", f"sync from {host}: {err}")
-            await asyncio.sleep(pause)
-            pause = min(5.0, pause * 2)
-
-    async def _sync_once(self, host: str, sink: DiskSpans) -> None:
-        link, _ = await self.site.dial(host, "sync")
-        try:
-            self.site.say(self.resource, "inf-sync", f"syncing '{self.resource}' from {host}")
-            settings = self.site.settings
-            await sync_resource(
-                link,
-                self.resource,
-                sink,
-                executor=self.site.executor,
-                fast=lambda: bool(settings.get("do_fast_fullsync")),
-                answer_timeout=float(settings.get("copy_timeout")),
-                fly=settings.get("sync_fly"),
-                bucket=self.site.fetch_bucket,
-                kind=KINDS[settings.get("sync_digest")],
-            )
-        finally:
-            await link.close()
-        for key in ("err-sync", "inf-sync", "inf-sync-start"):
-            self.site.say(self.resource, key, "")
-        self._facts({"is-syncing": "0"})
-        self._changed()
-
-    def _span_sink(self, consumer: Consumer) -> DiskSpans:
-        copy = consumer.copy
-        assert copy is not None
-        return DiskSpans(
-            self.publisher,
-            self.resource,
-            self.site.host,
-            self.disk_fd,
-            disk.size(self.disk_fd),
-            resume=resume_of(self.site.view(), self.resource, self.site.host, not consumer.missing_log),
-            bound=consumer.bound,
-            fetched=lambda: copy.point,
-            replayed=lambda: consumer.at or copy.at,
-            on_trouble=self.span_trouble,
-        )
 
     async def begin_anew(self, at: LogPos) -> None:
         """This replica knows nothing any more: logs aside, sync from 0, replay from `at`. In the resource's turn."""
