@@ -98,8 +98,8 @@ async def _until(worker: Worker, runner: Runner, done: Callable[[], bool], what:
     end = time.monotonic() + timeout
     runner.kick()
     while not done():
-        if runner.trouble:
-            raise PreconditionError(f"{runner.resource}: {runner.trouble}")
+        if trouble := runner.trouble or runner.replay_trouble:
+            raise PreconditionError(f"{runner.resource}: {trouble}")
         if time.monotonic() > end:
             messages = worker.site.view().messages(runner.resource, worker.site.host)
             why = "; ".join(text for key, text in messages.items() if key.startswith("err")) or "see marsd.log"

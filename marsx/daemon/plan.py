@@ -45,6 +45,7 @@ class Local:
     fetched: LogPos | None = None
     fetched_digest: str = ""
     trouble: str = ""  # an error that stops the resource until somebody acts
+    replay_trouble: str = ""  # an error of the data device: the log is still fetched, nothing rests on the disk
     shutdown: bool = False
     connected: frozenset[str] = frozenset()
     sync_slots: int = 1  # free ones for this resource
@@ -141,10 +142,14 @@ def plan(view: View, resource: str, host: str, local: Local) -> Plan:
     want.attach = view.todo(resource, host, "attach")
     if not want.attach:
         want.why["attach"] = "switched off (marsadm attach)"
-    if local.trouble:
-        want.why["trouble"] = local.trouble
+    if local.trouble or local.replay_trouble:
         # What serves goes on serving: only the role's end, or people, take a device away.
         want.primary = local.primary and want.attach and view.designated(resource) == host
+        if local.trouble:
+            want.why["trouble"] = local.trouble
+        elif want.attach and not local.primary and local.attached and local.recovered:
+            want.why["replay"] = local.replay_trouble
+            _plan_fetch(view, resource, host, local, want)
         return want
     _plan_role(view, resource, host, local, want)
     if want.attach and not want.primary and not local.primary:
@@ -188,6 +193,15 @@ def _plan_secondary(view: View, resource: str, host: str, local: Local, want: Pl
     if not local.attached or not local.recovered:
         want.why["replay"] = "not attached yet"
         return
+    _plan_fetch(view, resource, host, local, want)
+    if view.todo(resource, host, "allow-replay"):
+        want.replay = True
+    else:
+        want.why["replay"] = "switched off (marsadm resume-replay)"
+    _plan_sync(view, resource, host, local, want)
+
+
+def _plan_fetch(view: View, resource: str, host: str, local: Local, want: Plan) -> None:
     source = _fetch_source(view, resource, host, local)
     if not view.todo(resource, host, "connect"):
         want.why["fetch"] = "switched off (marsadm connect)"
@@ -195,11 +209,6 @@ def _plan_secondary(view: View, resource: str, host: str, local: Local, want: Pl
         want.why["fetch"] = "no connected host offers this log"
     else:
         want.fetch_from = source
-    if view.todo(resource, host, "allow-replay"):
-        want.replay = True
-    else:
-        want.why["replay"] = "switched off (marsadm resume-replay)"
-    _plan_sync(view, resource, host, local, want)
 
 
 def _fetch_source(view: View, resource: str, host: str, local: Local) -> str:

@@ -54,6 +54,7 @@ class Runner:
         self.producer: Producer | None = None
         self.consumer: Consumer | None = None
         self.trouble = ""
+        self.replay_trouble = ""  # of the data device: replay and sync stop, the log is still fetched
         self.back = Comeback(site, resource, self._directory(), self.kick)
         self.syncing = Syncing(site, resource, self.publisher, self._changed, self.span_trouble)
         self._looked_at: LogPos | None = None  # where replay found a damaged log last
@@ -119,14 +120,28 @@ class Runner:
 
     def span_trouble(self, text: str) -> None:
         """The data device failed under the sync, in the executor."""
-        self.site.loop.call_soon_threadsafe(self._set_trouble, text)
+        self.site.loop.call_soon_threadsafe(self._set_replay_trouble, text)
 
     def _set_trouble(self, text: str) -> None:
         if text != self.trouble:
             LOG.info("%s: stopped: %s", self.resource, text)
         self.trouble = text
-        self.site.say(self.resource, "err-resource", text)
+        self._say_trouble()
         self.kick()
+
+    def _set_replay_trouble(self, text: str) -> None:
+        self.replay_trouble = f"{text}. The log is still fetched; after repair: marsadm detach, attach {self.resource}"
+        LOG.info("%s: %s", self.resource, self.replay_trouble)
+        self._say_trouble()
+        self.kick()
+
+    def _say_trouble(self) -> None:
+        self.site.say(self.resource, "err-resource", self.trouble or self.replay_trouble)
+
+    def _forget_trouble(self) -> None:
+        """The replica was detached, or begins anew."""
+        self.trouble = self.replay_trouble = ""
+        self._say_trouble()
 
     # ---- one step ----
 
@@ -147,7 +162,8 @@ class Runner:
             digest=consumer.digest if consumer else "",
             fetched=copy.at if copy else None,
             fetched_digest=copy.digest if copy else "",
-            trouble=self.trouble or (consumer.trouble if consumer else ""),
+            trouble=self.trouble,
+            replay_trouble=self.replay_trouble or (consumer.trouble if consumer else ""),
             shutdown=self.site.shutting_down,
             connected=frozenset(self.site.reachable()),
             sync_slots=slots,
@@ -210,7 +226,7 @@ class Runner:
             if self.producer is not None:
                 self.site.restart(f"the log of {self.resource} was healed under its device")
             self.trouble = ""
-            self.site.say(self.resource, "err-resource", "")
+            self._say_trouble()
         self.kick()
 
     def _judge(self, view: View) -> None:
@@ -267,8 +283,7 @@ class Runner:
         os.close(self.disk_fd)
         self.disk_fd = -1
         await self.site.keeper.call("disk-close", path=self.device_path)
-        self.trouble = ""
-        self.site.say(self.resource, "err-resource", "")
+        self._forget_trouble()
         self._facts({"is-attached": "0"})
         return True
 
@@ -433,7 +448,8 @@ class Runner:
             if consumer.damaged and self._looked_at != consumer.at:
                 return True
             if consumer.trouble:
-                self._set_trouble(f"{consumer.trouble}. After repair: marsadm detach, attach {self.resource}")
+                self._set_replay_trouble(consumer.trouble)
+                consumer.trouble = ""
                 return True
         if want.fetch_from and not consumer.fetch.running:
             consumer.start_fetch(want.fetch_from)
@@ -457,12 +473,12 @@ class Runner:
         """This replica knows nothing any more: logs aside, sync from 0, replay from `at`. In the resource's turn."""
         await self.stop_consumer()
         await self.back.forget()
-        self.trouble = ""
+        self._forget_trouble()
         self.publisher.drop_hint()
         # First syncstatus = 0: a crash in between leaves an unfinished sync, which begins again by itself.
         self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at), durable=True)
         replica.set_logs_aside(self.site, self.resource)
-        for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal"):
+        for key in ("err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal"):
             self.site.say(self.resource, key, "")
         self.site.forget_view()
 

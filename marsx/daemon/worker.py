@@ -423,7 +423,7 @@ class Worker:
             consumer = runner.consumer
             found[name] = {
                 "role": "primary" if runner.producer else "secondary",
-                "trouble": runner.trouble,
+                "trouble": runner.trouble or runner.replay_trouble,
                 "state": {k: v.hex() if isinstance(v, bytes) else v for k, v in volume.state.items()}
                 if volume is not None
                 else {},

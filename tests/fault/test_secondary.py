@@ -1,5 +1,5 @@
-"""Errors of the disks of a secondary: it stops, says why, believes nothing that is not so; the primary does not notice.
-After the repair it goes on where it stood."""
+"""Errors of the disks of a secondary: what needs the disk stops, says why, believes nothing that is not so; the log is
+still fetched. The primary does not notice. After the repair all goes on where it stood."""
 
 import pytest
 
@@ -10,12 +10,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.root]
 
 
 def stop_replay(a, b, writer, rule: str) -> None:
-    """A fault of the data device under replay, then detach and attach."""
+    """A fault of the data device under replay, while the log is still fetched; then detach and attach."""
     b.rules.set(rule)
     writer.go_on(100)
     ways.told(b, "replay stopped")
-    stuck = scenario.Replay.of(b, "data")
+    stuck, fetched = scenario.Replay.of(b, "data"), b.link("resource-data/actual-b/fetched")
     writer.go_on(300)
+    b.wait(lambda: b.link("resource-data/actual-b/fetched") != fetched, 30, "the fetch to go on beside it")
     now = scenario.Replay.of(b, "data")
     assert (now.nr, now.pos) == (stuck.nr, stuck.pos), "a position moved although the disk failed"
     assert ways.messages(a) == ""
