@@ -19,6 +19,7 @@ Usage:
 
 Options:
   -f, --force              Override the checks that the command's help names.
+  -d, --dry-run            Change nothing; print each change that would be made.
   --timeout=SECONDS        How long a command waits for its effect [default: 600].
   --host=HOST              leave-resource, leave-cluster: act for a host that is gone. verify: whose replica.
   --ip=ADDRESS             create-cluster, join-cluster: the address of this host.
@@ -29,7 +30,15 @@ Options:
   --continuous             verify: begin again at the end, slowly, until interrupted.
   --rate=KIB               verify: compare at most so many KiB a second.
   --accept-position=POS    primary --force: go on from this position (log-NNNNNNNNN-HOST,POS) although more is known.
-  -v, --verbose            Say more.
+  --window=SECONDS         How long ago a peer may have been heard of to count as there [default: 60].
+  --threshold=SIZE         How much may be missing where a view or condition says "threshold" [default: 10M].
+  --parallel[=N]           Work on several resources at once (at most N).
+  --thresh-logfiles=N      log-rotate, cron: with N or more log files of this host [default: 10] ...
+  --thresh-logsize=SIZE    ... a log smaller than this is not rotated; a bare number is GiB [default: 5].
+  --persist                set-tunable: for the time after a restart too.
+  --macro=TEXT             view: print what TEXT evaluates to.
+  --json                   Print what is shown as JSON.
+  -v, --verbose[=N]        Say more; N = 2: all there is.
   --mars-dir=DIR           Directory of the cluster's state and logs.
   --run-dir=DIR            Directory of the daemon's socket and messages.
   --dev-dir=DIR            Directory of the devices.
@@ -40,12 +49,16 @@ Options:
 
 HELP_HINT = "see: marsadm help"
 
-_FLAGS = {"-f", "--force", "-v", "--verbose", "-h", "--help", "--version", "--ignore-sync",
-          "--repair", "--continuous"}
+_FLAGS = {
+    "-f", "--force", "-d", "--dry-run", "-v", "-h", "--help", "--version", "--ignore-sync",
+    "--repair", "--continuous", "--persist", "--json",
+}  # fmt: skip
 _VALUES = {
-    "--timeout", "--host", "--ip", "--token", "--accept-position", "--rate",
+    "--timeout", "--host", "--ip", "--token", "--accept-position", "--rate", "--window", "--threshold",
+    "--thresh-logfiles", "--thresh-logsize", "--macro",
     "--mars-dir", "--run-dir", "--dev-dir", "--etc-dir",
 }  # fmt: skip
+_OPEN = re.compile(r"(?:--(verbose|parallel))(?:=(.*))?", re.DOTALL)
 _PEER_IP = re.compile(r"--ip-([A-Za-z0-9_][-A-Za-z0-9_]{0,62})=(.*)", re.DOTALL)
 _SIZE = re.compile(r"([0-9]{1,20})([kmgtpKMGTP]?)")
 
@@ -55,7 +68,8 @@ class Options:
     """The options of one call, parsed."""
 
     force: bool = False
-    verbose: bool = False
+    dry_run: bool = False
+    verbose: int = 0
     help: bool = False
     version: bool = False
     ignore_sync: bool = False
@@ -68,6 +82,15 @@ class Options:
     repair: bool = False
     continuous: bool = False
     rate: str = ""
+    window: float = 60.0
+    threshold: int = 10 << 20
+    parallel: int = 1
+    """At most so many resources at once; 0: all of them."""
+    thresh_logfiles: int = 10
+    thresh_logsize: int = 5 << 30
+    persist: bool = False
+    macro: str | None = None
+    json: bool = False
     dirs: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,6 +106,7 @@ class Call:
 def parse(argv: Sequence[str]) -> Call:
     """Parse the command line, or raise UsageError naming the first thing that is not understood."""
     rest, peer_ips = _take_peer_ips(argv)
+    rest, levels = _take_levels(rest)
     _refuse_unknown(rest)
     from docopt import DocoptExit, docopt
 
@@ -92,11 +116,12 @@ def parse(argv: Sequence[str]) -> Call:
         raise UsageError("the command line is not understood", HELP_HINT) from exc
     options = Options(
         force=got["--force"],
-        verbose=got["--verbose"],
+        dry_run=got["--dry-run"],
+        verbose=levels.get("verbose", 0) or int(got["-v"]),
         help=got["--help"],
         version=got["--version"],
         ignore_sync=got["--ignore-sync"],
-        timeout=_seconds(got["--timeout"]),
+        timeout=_seconds("--timeout", got["--timeout"]),
         host=got["--host"] or "",
         ip=got["--ip"] or "",
         peer_ips=peer_ips,
@@ -105,6 +130,14 @@ def parse(argv: Sequence[str]) -> Call:
         repair=got["--repair"],
         continuous=got["--continuous"],
         rate=got["--rate"] or "",
+        window=_seconds("--window", got["--window"]),
+        threshold=parse_size(got["--threshold"]),
+        parallel=levels.get("parallel", 1),
+        thresh_logfiles=_count("--thresh-logfiles", got["--thresh-logfiles"]),
+        thresh_logsize=_log_size(got["--thresh-logsize"]),
+        persist=got["--persist"],
+        macro=got["--macro"],
+        json=got["--json"],
         dirs={name: got[f"--{name.replace('_', '-')}"] for name in ("mars_dir", "run_dir", "dev_dir", "etc_dir")
               if got[f"--{name.replace('_', '-')}"]},
     )  # fmt: skip
@@ -124,8 +157,9 @@ def parse_size(text: str) -> int:
 
 
 def _docopt_page() -> str:
-    """The usage without the option whose name is open: that one is taken out before docopt looks."""
-    return "\n".join(line for line in USAGE.splitlines() if "--ip-HOST" not in line)
+    """The usage without the options that docopt cannot read: those are taken out before it looks."""
+    lines = [line for line in USAGE.splitlines() if "--ip-HOST" not in line and "--parallel" not in line]
+    return "\n".join(lines).replace("-v, --verbose[=N]", "-v")
 
 
 def _forced(command: str, args: tuple[str, ...], options: Options) -> Call:
@@ -149,6 +183,21 @@ def _take_peer_ips(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, found
 
 
+def _take_levels(words: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """The options whose value may be missing: `--verbose` is 1, `--parallel` is 0 (no bound)."""
+    rest: list[str] = []
+    found: dict[str, int] = {}
+    for word in words:
+        match = _OPEN.fullmatch(word)
+        if not match:
+            rest.append(word)
+        elif match[2] is None:
+            found[match[1]] = {"verbose": 1, "parallel": 0}[match[1]]
+        else:
+            found[match[1]] = _count(f"--{match[1]}", match[2])
+    return rest, found
+
+
 def _refuse_unknown(words: Sequence[str]) -> None:
     skip = False
     for word in words:
@@ -165,7 +214,17 @@ def _refuse_unknown(words: Sequence[str]) -> None:
         raise UsageError(f"option '{words[-1]}' needs a value: {words[-1]}=...", HELP_HINT)
 
 
-def _seconds(text: str) -> float:
+def _seconds(name: str, text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", text):
-        raise UsageError(f"--timeout={text}: a number of seconds is needed")
+        raise UsageError(f"{name}={text}: a number of seconds is needed")
     return float(text)
+
+
+def _count(name: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise UsageError(f"{name}={text[:40]}: a number is needed")
+    return int(text)
+
+
+def _log_size(text: str) -> int:
+    return int(text) << 30 if re.fullmatch(r"[0-9]{1,6}", text) else parse_size(text)

@@ -75,6 +75,8 @@ def _run(argv: Sequence[str]) -> int:
         return _help(table, call.command)
     row = _row(table, call.command)
     _check_arguments(row, call)
+    if call.options.dry_run and row.writes:
+        raise UsageError(f"{row.name} has no --dry-run", cli.HELP_HINT)
     ctx = prepare(row, call)
     return run_row(ctx, row, call)
 

@@ -22,6 +22,24 @@ def test_address_of_a_peer() -> None:
     assert call.options.peer_ips == {"my-host": "10.0.0.9"} and call.args == ("my-host",)
 
 
+def test_levels() -> None:
+    """--verbose and --parallel with and without a number."""
+    assert cli.parse(["view"]).options.verbose == 0 and cli.parse(["view"]).options.parallel == 1
+    assert cli.parse(["view", "-v"]).options.verbose == 1
+    call = cli.parse(["--verbose=2", "view", "--parallel", "all"])
+    assert (call.options.verbose, call.options.parallel, call.args) == (2, 0, ("all",))
+    assert cli.parse(["--parallel=3", "up", "all"]).options.parallel == 3
+
+
+def test_numbers_of_options() -> None:
+    """Sizes and seconds; a bare --thresh-logsize is GiB, as of old."""
+    options = cli.parse(["view", "--window=5", "--threshold=4K", "--thresh-logsize=1", "--macro=", "--json"]).options
+    assert (options.window, options.threshold, options.thresh_logsize) == (5, 4096, 1 << 30)
+    assert options.macro == "" and options.json and not options.dry_run
+    assert cli.parse(["view", "--thresh-logsize=100M"]).options.thresh_logsize == 100 << 20
+    assert cli.parse(["view"]).options.macro is None and cli.parse(["-d", "up", "all"]).options.dry_run
+
+
 def test_force_prefix() -> None:
     """force-CMD is --force CMD."""
     call = cli.parse(["force-primary", "data"])
@@ -39,6 +57,10 @@ def test_force_prefix() -> None:
         (["view", "--timeout=soon"], "number of seconds"),
         (["view", "--timeout=-1"], "number of seconds"),
         (["view", "--ip-=1.2.3.4"], "unknown option"),
+        (["view", "--verbose=much"], "a number is needed"),
+        (["view", "--parallel="], "a number is needed"),
+        (["view", "--threshold=many"], "not a size"),
+        (["view", "--window=-1"], "number of seconds"),
     ],
 )
 def test_refused(words: list[str], text: str) -> None:
