@@ -14,7 +14,8 @@ for a prefix, and each fetch proves it or refuses (it begins with log id, positi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -242,6 +243,18 @@ def split_brain(histories: Mapping[str, History]) -> SplitBrain | None:
         if found.verdict == "split":
             pairs.append((host_a, host_b, found.at))
     return SplitBrain(tuple(pairs)) if pairs else None
+
+
+def histories(texts: Mapping[str, Mapping[int, str]], hosts: Iterable[str]) -> dict[str, History]:
+    """host -> history, out of the texts of the version links; a link that cannot be read is left out."""
+    found: dict[str, History] = {}
+    for host in hosts:
+        links: dict[int, VersionLink] = {}
+        for nr, text in texts.get(host, {}).items():
+            with suppress(DamagedError):
+                links[nr] = VersionLink.parse(text)
+        found[host] = links
+    return found
 
 
 def _nr(place: Point | _Origin) -> int:

@@ -7,15 +7,13 @@ somebody has to look (manual 4.3).
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from marsx.base.config import Paths
-from marsx.base.errors import DamagedError
-from marsx.base.position import LogPos
 from marsx.log import chain
+from marsx.tree.distance import LogMap
 from marsx.tree.view import View
 
 ALIVE_WINDOW_NS = 30 * 1_000_000_000
@@ -190,9 +188,9 @@ class _Builder:
     def __init__(self, view: View, local: Local, now_ns: int, name: str) -> None:
         self.view, self.local, self.now_ns, self.name = view, local, now_ns, name
         self.members = view.members(name)
-        self.histories = self._histories()
-        self.ends = self._ends()
-        self.newest = max((pos for pos in map(self._tip, self.members) if pos), default=None)
+        self.histories = chain.histories(view.version_texts(name), self.members)
+        self.logs = LogMap(view, name)
+        self.newest = self.logs.newest
 
     def resource(self) -> Resource:
         """This host's node first, then the others."""
@@ -206,35 +204,6 @@ class _Builder:
             notes=tuple(self._resource_notes()),
             history=tuple(self._history()),
         )
-
-    def _histories(self) -> dict[str, dict[int, chain.VersionLink]]:
-        texts = self.view.version_texts(self.name)
-        found: dict[str, dict[int, chain.VersionLink]] = {}
-        for host in self.members:
-            found[host] = {}
-            for nr, text in texts.get(host, {}).items():
-                with contextlib.suppress(DamagedError):
-                    found[host][nr] = chain.VersionLink.parse(text)
-        return found
-
-    def _ends(self) -> dict[int, int]:
-        known: dict[int, int] = {}
-        for links in self.histories.values():
-            for nr, link in links.items():
-                known[nr] = max(known.get(nr, 0), link.end.at.pos)
-        return known
-
-    def _tip(self, host: str) -> LogPos | None:
-        links = self.histories[host]
-        return links[max(links)].end.at if links else None
-
-    def _distance(self, start: LogPos | None, end: LogPos | None) -> int:
-        if start is None or end is None or start >= end:
-            return 0
-        if start.nr == end.nr:
-            return end.pos - start.pos
-        between = sum(pos for nr, pos in self.ends.items() if start.nr < nr < end.nr)
-        return max(0, self.ends.get(start.nr, start.pos) - start.pos) + between + end.pos
 
     def _is(self, host: str, key: str) -> bool:
         return self.view.actual(self.name, host, key) == "1"
@@ -250,9 +219,9 @@ class _Builder:
         if host not in self.members:
             return Node(host, ip, local, joined=False)
         age = view.alive_age(host, self.now_ns)
-        replay, fetched = view.replay(name, host), self._fetched(host)
+        replay, fetched = view.replay(name, host), self.logs.fetched(host)
         replayed = replay.pos if replay else None
-        todo = self._distance(replayed, self.newest)
+        todo = self.logs.distance(replayed, self.newest)
         done = replayed.pos if replayed else 0
         running = {"sync": self._is(host, "is-syncing"), "replay": self._is(host, "is-replaying")}
         node = Node(
@@ -265,7 +234,7 @@ class _Builder:
             sync=Bar(min(view.syncstatus(name, host), view.size(name)), view.size(name)),
             sync_rate=self._rate(host, "sync"), sync_running=running["sync"],
             log=fetched.nr if fetched else 0, fetched=fetched.pos if fetched else 0,
-            fetch_rate=self._rate(host, "file"), fetch_rest=self._distance(fetched, self.newest),
+            fetch_rate=self._rate(host, "file"), fetch_rest=self.logs.fetch_rest(host),
             replay=Bar(done, done + todo), replay_log=replayed.nr if replayed else 0, replayed=done,
             replay_rate=self._rate(host, "replay"), replay_running=running["replay"],
             device_on=self._is(host, "is-primary"), attached=self._is(host, "is-attached"),
@@ -274,11 +243,6 @@ class _Builder:
             switches={key: view.todo(name, host, key) for key in ("attach", "connect", "sync", "allow-replay")},
         )  # fmt: skip
         return self._with_notes(node)
-
-    def _fetched(self, host: str) -> LogPos | None:
-        said, replay = self.view.fetched(self.name, host), self.view.replay(self.name, host)
-        places = (said.pos if said else None, self._tip(host), replay.pos if replay else None)
-        return max((pos for pos in places if pos), default=None)
 
     def _with_notes(self, node: Node) -> Node:
         from dataclasses import replace
