@@ -1,4 +1,4 @@
-"""What follows from a picture of the tree beyond single entries: how far a replica is, who holds the role, who parted."""
+"""What follows from a picture of the tree beyond single entries: positions of a replica, the role, a split brain."""
 
 from __future__ import annotations
 
