@@ -29,6 +29,7 @@ from marsx.volume.replay import Replayer
 
 LOG = messages.get("daemon.consumer")
 RETRY_MIN, RETRY_MAX = 0.2, 5.0
+SAY_AGAIN_S = 60  # positions that did not move: somebody may have damaged the tree
 
 
 class _InOrder:
@@ -79,6 +80,8 @@ class Consumer:
         self.missing_log = False
         self.parted = False  # the source says split, and our copy is an empty log
         self.progress: dict[str, float] = {}
+        self._said = ""
+        self._say_again = 0.0
         self._thread: threading.Thread | None = None
 
     # ---- start ----
@@ -231,11 +234,14 @@ class Consumer:
 
     def publish(self) -> None:
         """Positions that move without a durable step (called every logger_report_interval_s)."""
-        if self.copy is not None and self.copy.header is not None:
-            self.copy.publish(wait=False)
-            self.site.store.put(
-                paths.actual(self.resource, self.site.host, "fetched"), f"{self.copy.at},0,{self.copy.digest}"
-            )
+        if self.copy is None or self.copy.header is None:
+            return
+        now, text = self.site.loop.time(), f"{self.copy.at},0,{self.copy.digest}"
+        if text == self._said and now < self._say_again:
+            return
+        said = self.copy.publish(wait=False)
+        self.site.store.put(paths.actual(self.resource, self.site.host, "fetched"), text)
+        self._said, self._say_again = text if said else "", now + SAY_AGAIN_S
 
     # ---- end ----
 

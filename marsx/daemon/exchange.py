@@ -90,7 +90,9 @@ class Intake:
         self._held: dict[str, dict[str, tuple[Entry, str]]] = {}  # about whom -> name -> (entry, who said it)
         self._merging: dict[str, Entry] = {}
         self._sender = ""
+        self._hosts: set[str] | None = None  # of the tree; None: to be looked up
         self.sessions: Counter[str] = Counter()
+        store.on_change(self._look)
 
     def begin(self, host: str) -> None:
         """A session of `host` is here."""
@@ -145,8 +147,14 @@ class Intake:
             self._on_foreign_own(sender, merged.foreign_own)
 
     def _strangers(self) -> set[str]:
-        hosts = {name.host for rel in self._store.names("ips/ip-") if (name := paths.parse(rel)) is not None}
-        return hosts - {self._store.host} - set(self.sessions)
+        if self._hosts is None:
+            names = map(paths.parse, self._store.names("ips/ip-"))
+            self._hosts = {name.host for name in names if name is not None}
+        return self._hosts - {self._store.host} - set(self.sessions)
+
+    def _look(self, rels: list[str]) -> None:
+        if any(rel.startswith("ips/") for rel in rels):
+            self._hosts = None
 
 
 def _fact_about(rel: str) -> str:

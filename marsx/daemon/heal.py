@@ -97,8 +97,9 @@ class Patch(LogCopy):
             durable.overwrite(self._fd, bytes(data[start:end]), offset + start, name)
             self.replaced += end - start
 
-    def _publish(self, force: bool = False, wait: bool = True) -> None:
+    def _publish(self, force: bool = False, wait: bool = True) -> bool:
         """The version link is moved by recovery, when it has seen the whole."""
+        return False
 
 
 def _differing(old: bytes, new: bytes) -> Iterator[tuple[int, int]]:

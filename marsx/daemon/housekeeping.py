@@ -79,11 +79,15 @@ def _delete_links(worker: Worker, resource: str, oldest: int) -> None:
             worker.site.store.delete(paths.version(resource, nr, host))
 
 
-def follow_deletion(worker: Worker, runner: Runner) -> None:
-    """On a secondary: what the primary has deleted (its version link is gone) and nobody needs goes here too."""
+def follow_up(worker: Worker, runner: Runner) -> None:
+    """On a secondary: what the primary has deleted (its version link is gone) and nobody needs goes here too, and the
+    file kept for the next log of a primary."""
+    if runner.producer is not None:
+        return
+    drop_spare(worker, runner)
     view, resource = worker.site.view(), runner.resource
     primary = view.designated(resource)
-    if runner.producer is not None or not primary or view.actual(resource, primary, "is-primary") != "1":
+    if not primary or view.actual(resource, primary, "is-primary") != "1":
         return
     theirs = view.version_numbers(resource, primary)
     mine = [log.nr for log in worker.site.store.log_files(resource)]
@@ -104,8 +108,10 @@ async def rotate_if_long(worker: Worker, runner: Runner) -> None:
     small one never more than an eighth, so that something can be deleted. A log that found no room any more is ended
     too."""
     producer = runner.producer
+    if producer is None or producer.primary.volume is None:
+        return
     limit_gb = worker.site.settings.get("logrot_auto_gb")
-    if producer is None or producer.primary.volume is None or not limit_gb:
+    if not limit_gb:
         return
     stat = os.statvfs(worker.site.store.root)
     total = stat.f_blocks * stat.f_frsize
@@ -124,14 +130,20 @@ def _is_scarce(site: Site, stat: os.statvfs_result) -> bool:
     return free < min(limits, total // 4) or free < total // 8
 
 
-def delete_if_scarce(worker: Worker, runner: Runner) -> None:
-    """Logs that nobody needs go by themselves when space is scarce; the file kept for the next one goes before."""
-    store = worker.site.store
-    scarce = _is_scarce(worker.site, os.statvfs(store.root))
-    if scarce or runner.producer is None:
-        writer.drop_spare(os.path.join(store.root, paths.resource_dir(runner.resource)))
-    if scarce:
-        delete_logs(worker, runner, None)
+def scarce(worker: Worker) -> bool:
+    """Space for logs is scarce now."""
+    return _is_scarce(worker.site, os.statvfs(worker.site.store.root))
+
+
+def make_room(worker: Worker, runner: Runner) -> None:
+    """When space is scarce: logs that nobody needs go by themselves; the file kept for the next one goes before."""
+    drop_spare(worker, runner)
+    delete_logs(worker, runner, None)
+
+
+def drop_spare(worker: Worker, runner: Runner) -> None:
+    """The file kept for the next log goes."""
+    writer.drop_spare(os.path.join(worker.site.store.root, paths.resource_dir(runner.resource)))
 
 
 def space(worker: Worker) -> list[tuple[str, str]]:

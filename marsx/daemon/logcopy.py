@@ -154,20 +154,21 @@ class LogCopy:
         self._publish(force=header is not None)
         self._on_fetched(at, digest)
 
-    def _publish(self, force: bool = False, wait: bool = True) -> None:
+    def _publish(self, force: bool = False, wait: bool = True) -> bool:
         """The version link; not for every feed. One at a time, so that an older one never comes after a newer one; the
-        loop must not wait for that, because the others wait for the loop."""
+        loop must not wait for that, because the others wait for the loop. True when it says what is here now."""
         now = time.monotonic()
         if not force and now - self._published < VERSION_INTERVAL_S:
-            return
+            return False
         if not self._publishing.acquire(blocking=wait):
-            return
+            return False
         try:
             with self._lock:
                 at, digest, header = self.at, self.digest, self.header
             self._published = now
             if header is not None:
                 self.env.facts.version(at, digest, previous_point(header.pred, header.pred_digest))
+            return True
         finally:
             self._publishing.release()
 
@@ -177,9 +178,10 @@ class LogCopy:
         with self._lock:
             return Point(self.digest, self.at)
 
-    def publish(self, wait: bool = True) -> None:
-        """The version link as it is now. On the loop `wait` must be False: who publishes just then does it."""
-        self._publish(force=True, wait=wait)
+    def publish(self, wait: bool = True) -> bool:
+        """The version link as it is now. On the loop `wait` must be False: False then means that somebody is just
+        publishing, perhaps something older."""
+        return self._publish(force=True, wait=wait)
 
     def close(self) -> None:
         if self._fd >= 0:

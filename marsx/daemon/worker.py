@@ -22,7 +22,7 @@ from marsx.base.config import Paths, Settings
 from marsx.base.errors import MarsError, PreconditionError, TimeoutExpired, UsageError
 from marsx.daemon import commands, housekeeping, verify
 from marsx.daemon.control import Control
-from marsx.daemon.exchange import Exchange
+from marsx.daemon.exchange import HEARTBEAT_KEYS, Exchange
 from marsx.daemon.keeperlink import KeeperLink
 from marsx.daemon.mounts import MountWatch
 from marsx.daemon.plan import sync_source
@@ -286,12 +286,21 @@ class Worker:
             LOG.error("%s", err)
 
     def _tree_changed(self, rels: list[str]) -> None:
+        if all(self._is_heartbeat(rel) for rel in rels):
+            return
         self.site.forget_view()
         touched = {name.resource for rel in rels if (name := paths.parse(rel)) is not None and name.resource}
         if touched - set(self.runners):
             self._update_runners()
         for resource in touched & set(self.runners):
             self.runners[resource].kick()
+
+    def _is_heartbeat(self, rel: str) -> bool:
+        """Every second, of every host, and nothing new: how long ago a host was heard of is not in the tree."""
+        name = paths.parse(rel)
+        if name is None or name.kind != "host-actual" or name.key not in HEARTBEAT_KEYS:
+            return False
+        return name.key == "time" or self.site.view().get(rel) == self.store.get(rel)
 
     def _update_runners(self) -> None:
         view = self.site.view()
@@ -376,12 +385,14 @@ class Worker:
             try:
                 self._heartbeat()
                 every = max(1, self.settings.get("logger_report_interval_s"))
+                scarce = housekeeping.scarce(self)
                 for runner in list(self.runners.values()):
                     if count % every == 0:
                         await runner.tick()
                     if count % 10 == 0:
-                        housekeeping.follow_deletion(self, runner)
-                    housekeeping.delete_if_scarce(self, runner)
+                        housekeeping.follow_up(self, runner)
+                    if scarce:
+                        housekeeping.make_room(self, runner)
                     await housekeeping.rotate_if_long(self, runner)
                 self.store.retry()
                 if count % 5 == 0:

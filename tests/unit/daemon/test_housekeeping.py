@@ -11,7 +11,7 @@ from marsx.base.config import Paths
 from marsx.base.errors import MarsError
 from marsx.base.lamport import Lamport
 from marsx.daemon import housekeeping
-from marsx.daemon.housekeeping import delete_if_scarce, delete_logs, follow_deletion, lowest_needed, space
+from marsx.daemon.housekeeping import delete_logs, follow_up, lowest_needed, make_room, scarce, space
 from marsx.log import writer
 from marsx.tree import paths
 from marsx.tree.store import Store
@@ -170,7 +170,7 @@ def test_nothing_goes_when_the_tree_cannot_be_synced(place: Place, monkeypatch: 
     ((3, 4, 5), "1", "b", [4, 5]), ((1, 2, 3, 4, 5), "1", "b", [1, 2, 3, 4, 5]), ((3, 4, 5), "0", "b", [1, 2, 3, 4, 5]),
     ((3, 4, 5), "1", "(none)", [1, 2, 3, 4, 5]), ((), "1", "b", [1, 2, 3, 4, 5]), ((1, 2, 4, 5), "1", "b", [4, 5]),
 ])
-def test_follow_deletion(place: Place, theirs: tuple[int, ...], is_primary: str, designated: str,
+def test_follow_up(place: Place, theirs: tuple[int, ...], is_primary: str, designated: str,
                          left: list[int]) -> None:
     """A secondary deletes after its primary, and only what nobody needs. Links that the primary keeps for its syncpos
     (rule 14) do not hold logs."""
@@ -180,7 +180,7 @@ def test_follow_deletion(place: Place, theirs: tuple[int, ...], is_primary: str,
     place.put(paths.actual(R, "b", "is-primary"), is_primary)
     for nr in theirs:
         place.put(paths.version(R, nr, "b"), f"{D},log-{nr:09d}-a,4096:")
-    follow_deletion(place, place.runner)
+    follow_up(place, place.runner)
     assert place.left == left
 
 
@@ -192,7 +192,7 @@ def test_the_primary_itself_does_not_follow(place: Place) -> None:
     place.put(paths.actual(R, "b", "is-primary"), "1")
     place.put(paths.version(R, 3, "b"), f"{D},log-000000003-a,4096:")
     place.runner.producer = object()
-    follow_deletion(place, place.runner)
+    follow_up(place, place.runner)
     assert place.left == [1, 2, 3]
 
 
@@ -205,16 +205,23 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return set_to
 
 
+def tick(place: Place) -> None:
+    """What marsd does now and then."""
+    follow_up(place, place.runner)
+    if scarce(place):
+        make_room(place, place.runner)
+
+
 @pytest.mark.parametrize(("free", "total", "gone"), [
     (9 * GIB, 64 * GIB, False), (7 * GIB, 64 * GIB, True), (9 * GIB, 80 * GIB, True), (2 * GIB, 8 * GIB, False),
     (GIB, 8 * GIB, True),
 ])
-def test_delete_if_scarce(place: Place, disk, free: int, total: int, gone: bool) -> None:
+def test_make_room_when_scarce(place: Place, disk, free: int, total: int, gone: bool) -> None:
     """Below the limits, or an eighth of the file system; on a small one the limits shrink to a quarter."""
     place.logs(1, 2)
     place.replays(2, 2, 2)
     disk(free, total)
-    delete_if_scarce(place, place.runner)
+    tick(place)
     assert place.left == ([2] if gone else [1, 2])
 
 
@@ -275,7 +282,7 @@ def test_the_kept_file_goes_first(place: Place, disk, free: int, primary: bool, 
     open(spare_of(place), "wb").close()
     place.runner.producer = object() if primary else None
     disk(free, 64 * GIB)
-    delete_if_scarce(place, place.runner)
+    tick(place)
     assert os.path.lexists(spare_of(place)) == stays and place.left == [1]
 
 
