@@ -6,6 +6,8 @@ Groups of measurements, each on a set-up of its own (hosts in name spaces, `tool
     alone      a primary by itself, log and data on one disk      bench/speed.py
     crash      recovery after kill -9 with a long log             bench/speed.py
     pair       primary and secondary: replay, sync, lag, line     bench/pairs.py
+    syncs      full sync and verify beside rsync and dd           bench/syncs.py
+    huge       full sync of 5 TiB of zeros                        bench/syncs.py
     elsewhere  log and data on different disks                    bench/disks.py
     seek       disks with one arm                                 bench/disks.py
     many       100 resources; only when --only names it           bench/pairs.py
@@ -22,12 +24,12 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from bench import disks, pairs, report, speed  # noqa: E402
+from bench import disks, pairs, report, speed, syncs  # noqa: E402
 from bench.report import Row  # noqa: E402
 from bench.rig import Group, Options  # noqa: E402
 from tools.hosts import HostError  # noqa: E402
 
-GROUPS = (speed.GROUP, speed.CRASH, pairs.GROUP, disks.ELSEWHERE, disks.SEEK, pairs.CROWD)
+GROUPS = (speed.GROUP, speed.CRASH, pairs.GROUP, syncs.GROUP, syncs.BIG, disks.ELSEWHERE, disks.SEEK, pairs.CROWD)
 
 
 def measure(group: Group, options: Options) -> list[Row]:

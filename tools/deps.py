@@ -28,6 +28,8 @@ NEEDED = {
     "/usr/include/linux/fuse.h": "linux-libc-dev",
     "/usr/include/xxhash.h": "libxxhash-dev",
     "fio": "fio",
+    "rsync": "rsync",
+    "blockdev": "util-linux",
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
     "ip": "iproute2",

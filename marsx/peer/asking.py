@@ -18,8 +18,6 @@ from marsx.peer.link import Link
 from marsx.peer.syncparts import Answer, Ranges
 from marsx.peer.wire import PeerError, Reason, Type
 
-BUFFERS = 4
-
 _T = TypeVar("_T")
 Read = Callable[[int, memoryview], None]
 
@@ -60,7 +58,7 @@ class Asking:
         self._executor = executor
         self._numbers = itertools.count(1)
         self._asked: dict[int, Asked] = {}
-        self._buffers = spanio.Buffers(BUFFERS, span)
+        self._buffers = spanio.Buffers(span)
 
     async def _send(self, number: int, kind: Type, fetched: LogPos, ranges: Ranges, more: dict[str, Any]) -> Asked:
         asked = self._asked[number] = Asked(fetched, asyncio.get_running_loop().time())
@@ -81,9 +79,9 @@ class Asking:
     def _check_answer(self, answer: Answer) -> None:
         """What must hold for each answer, in the order of their coming."""
 
-    async def _call(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """In the executor, with a buffer of its own as the last argument."""
-        async with self._buffers.one() as buf:
+    async def _call(self, amount: int, work: Callable[..., _T], *arguments: Any) -> _T:
+        """In the executor, with a buffer of its own for `amount` bytes as the last argument."""
+        async with self._buffers.one(amount) as buf:
             return await run_blocking(self._executor, work, *arguments, buf)
 
 

@@ -28,21 +28,36 @@ __all__ = ["KINDS", "AlignedBuffer", "Buffers", "compare", "differ", "differ_spl
 _T = TypeVar("_T")
 
 
-class Buffers:
-    """A few aligned buffers, made when they are needed."""
+# What is small never waits for the large reads: a span that differs somewhere goes on while others are compared.
+LARGE, SMALL = 4, 12
+SMALL_SIZE = 1024 * 1024
 
-    def __init__(self, count: int, size: int) -> None:
-        self._size = size
-        self._free: list[AlignedBuffer] = []
-        self._slots = asyncio.Semaphore(count)
+
+class Buffers:
+    """A few large and some small aligned buffers, made when they are needed."""
+
+    def __init__(self, size: int) -> None:
+        self._pools = [_Pool(LARGE, size)]
+        if size > SMALL_SIZE:
+            self._pools.insert(0, _Pool(SMALL, SMALL_SIZE))
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[memoryview]:
-        """For the time of one call in the executor."""
-        async with self._slots:
-            buf = self._free.pop() if self._free else AlignedBuffer(self._size)
+    async def one(self, amount: int) -> AsyncIterator[memoryview]:
+        """For the time of one call in the executor: at least `amount` bytes (but never more than a large one has)."""
+        pool = next((pool for pool in self._pools if pool.size >= amount), self._pools[-1])
+        async with pool.slots:
+            buf = pool.free.pop() if pool.free else AlignedBuffer(pool.size)
             yield memoryview(buf)
-            self._free.append(buf)
+            pool.free.append(buf)
+
+
+class _Pool:
+    """Buffers of one size."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.size = size
+        self.free: list[AlignedBuffer] = []
+        self.slots = asyncio.Semaphore(count)
 
 
 async def in_group(body: Callable[[asyncio.TaskGroup], Coroutine[Any, Any, _T]]) -> _T:

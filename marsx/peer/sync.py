@@ -39,7 +39,7 @@ from marsx.base.errors import MarsError
 from marsx.base.position import NAME_MAX, POS_MAX, LogPos
 from marsx.log.chain import Point
 from marsx.peer import spanio, syncparts, wire
-from marsx.peer.asking import BUFFERS, Asked, Asking, expect_digests, own_digests
+from marsx.peer.asking import Asked, Asking, expect_digests, own_digests
 from marsx.peer.fetch import run_blocking
 from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
@@ -71,6 +71,8 @@ SAVE_SECONDS = 1.0
 SAVE_BYTES = 1024 * 1024 * 1024
 # So many requests of one link are in work at the source; the rest waits in the line.
 SLOTS = 32
+# Contents that are asked for at once, at most: they may all wait in memory for the device.
+COPY_MAX = 64 * 1024 * 1024
 
 _ZEROS = memoryview(bytes(SPAN_MAX))
 _T = TypeVar("_T")
@@ -92,7 +94,7 @@ class Serving:
         self._bucket = bucket or Bucket(lambda: 0)
         self._squeeze = Squeeze(link, level)
         self._slots = asyncio.Semaphore(SLOTS)
-        self._buffers = Buffers(BUFFERS, SPAN_MAX)
+        self._buffers = Buffers(SPAN_MAX)
 
     async def run(self, tasks: asyncio.TaskGroup) -> None:
         """Answer until the link ends."""
@@ -104,8 +106,9 @@ class Serving:
 
     async def _answer(self, request: Request) -> None:
         try:
-            await self.source.admit(syncparts.total_of(request.ranges))
-            async with self._buffers.one() as buf:
+            amount = syncparts.total_of(request.ranges)
+            await self.source.admit(amount)
+            async with self._buffers.one(amount) as buf:
                 body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
             point = await self.source.durable(seen)
             syncparts.check_not_before(point.at, request.fetched)
@@ -224,8 +227,8 @@ class _Sync(Asking):
         self._bounds: dict[int, LogPos] = {}
         self._in_force: LogPos | None = None
         self._last: Point | None = None
-        self._compare_pace = Pace(min(4, fly) * shape.span, shape.span, fly * shape.span)
-        self._copy_pace = Pace(4 * shape.piece, shape.piece, max(4 * shape.piece, fly * shape.span))
+        self._compare_pace = Pace(min(16, fly) * shape.span, shape.span, fly * shape.span)
+        self._copy_pace = Pace(4 * shape.piece, shape.piece, max(4 * shape.piece, min(fly * shape.span, COPY_MAX)))
         self._detail = Detail()
         self._much = asyncio.Event()
 
@@ -311,7 +314,7 @@ class _Sync(Asking):
     async def _compare(self, ranges: Ranges, block: int, pace: Pace | None = None) -> Ranges:
         """Ranges whose contents must be fetched. Zeros need not: they are written at once."""
         async with self._ask(Type.SYNC_DIGESTS, ranges, {"block": block, "kind": self._kind}) as asked:
-            mine = await self._call(own_digests, self._sink.read, ranges, block, self._kind)
+            mine = await self._call(syncparts.total_of(ranges), own_digests, self._sink.read, ranges, block, self._kind)
             answer = await asked.answer(self._answer_timeout)
             expect_digests(answer, mine)
             await self._high.reach(answer.point)
@@ -343,7 +346,7 @@ class _Sync(Asking):
         self._report(received=self._progress.received + len(answer.body))
 
     async def _write(self, data: Ranges, zero: Ranges, body: memoryview) -> None:
-        await self._call(self._write_ranges, data, zero, body)
+        await self._call(len(body), self._write_ranges, data, zero, body)
         self._report(written=self._progress.written + syncparts.total_of(data) + syncparts.total_of(zero))
 
     # In the executor

@@ -170,8 +170,9 @@ class _Serving(Serving):
             if request.still:
                 await self._answer_still(request)
                 return
-            await self.source.admit(syncparts.total_of(request.ranges))
-            async with self._buffers.one() as buf:
+            amount = syncparts.total_of(request.ranges)
+            await self.source.admit(amount)
+            async with self._buffers.one(amount) as buf:
                 low, body, seen = await run_blocking(self._executor, self._between, request, buf)
             await self._send(request, low, await self.source.durable(seen), body)
         finally:
@@ -185,7 +186,7 @@ class _Serving(Serving):
     async def _answer_still(self, request: Request) -> None:
         if syncparts.total_of(request.ranges) > STILL_BLOCKS * request.block:
             raise wire.WireError("asks for too much at a standstill")
-        async with self._buffers.one() as buf:
+        async with self._buffers.one(syncparts.total_of(request.ranges)) as buf:
             async with self.source.still() as point:
                 body, _, _ = await run_blocking(self._executor, self._work, request, buf)
         await self._send(request, point, point, body)
@@ -234,7 +235,7 @@ class Verify(Asking):
         self._found = found
         self._shape = shape
         self._kind = kind
-        self._pace = Pace(min(4, fly) * shape.span, shape.span, fly * shape.span)
+        self._pace = Pace(min(16, fly) * shape.span, shape.span, fly * shape.span)
         self._slots = asyncio.Semaphore(4 * fly)
         self._progress = Progress(0)
         self._merge = Merge()
@@ -322,7 +323,8 @@ class Verify(Asking):
         """Chunks that have to be looked at."""
         answer = await self._ask(ranges, self._shape.chunk, pace=self._pace)
         await self._sink.reached(answer.point.at)
-        mine = await self._call(own_digests, self._sink.read, ranges, self._shape.chunk, self._kind)
+        mine = await self._call(syncparts.total_of(ranges), own_digests, self._sink.read, ranges, self._shape.chunk,
+                                self._kind)
         expect_digests(answer, mine)
         return syncparts.place_runs(ranges, self._shape.chunk, spanio.differ(mine, answer.body))
 
@@ -333,7 +335,7 @@ class Verify(Asking):
             low = syncparts.take_point(answer.header, "low")
             self._check_low(low, answer)
             await self._sink.reached(answer.point.at)
-            mine, upto = await self._call(self._read_and_note, ranges)
+            mine, upto = await self._call(syncparts.total_of(ranges), self._read_and_note, ranges)
             expect_digests(answer, mine)
             runs = spanio.differ(mine, answer.body)
             return await run_blocking(self._executor, self._sort, ranges, runs, low, upto)
@@ -374,7 +376,7 @@ class Verify(Asking):
                 raise wire.WireError("an answer from a standstill that is an interval")
             self._sink.set_bound(at)
             await self._sink.reached(at)
-            mine, upto = await self._call(self._read_and_note, ranges)
+            mine, upto = await self._call(syncparts.total_of(ranges), self._read_and_note, ranges)
             if upto != at:
                 raise AssertionError(f"replay was to stop at {at}, but has begun a window up to {upto}")
             self._sink.set_bound(None)
