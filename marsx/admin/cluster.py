@@ -232,6 +232,6 @@ COMMANDS = (
         "leave-cluster", "", leave_cluster, "take this host out of the cluster", "cluster",
         needs="""This host has left all resources (leave-resource).
         With --host=H --force another host that is gone for good.""",
-        example="marsadm leave-cluster", scope="none", extra=(0, 1),
+        example="marsadm leave-cluster", scope="none", extra=(0, 1), for_host=True,
     ),
 )  # fmt: skip

@@ -6,6 +6,7 @@ command writes is newer than all it has seen (rule 25).
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 
 from marsx.admin.cli import Options
 from marsx.admin.control_client import Control
+from marsx.admin.dryrun import DryControl, DryStore
 from marsx.base.config import Paths
 from marsx.base.errors import DaemonDownError, MarsError, NotFoundError, PreconditionError
 from marsx.base.lamport import Lamport
@@ -41,7 +43,10 @@ class Context:
         self.paths = paths
         self.host = host
         self.options = options
-        self.control = control or Control(paths.run_dir)
+        self.dry = options.dry_run and not readonly
+        """Nothing may be changed: what would be is told (`dryrun`)."""
+        real = control or Control(paths.run_dir)
+        self.control: Control | DryControl = DryControl(real, paths.mars_dir, self._tell) if self.dry else real
         self.monotonic = monotonic
         self.clock_ns = clock_ns
         self.readonly = readonly
@@ -51,6 +56,7 @@ class Context:
         self.events: Callable[[Context], Any] | None = None
         """What wakes a wait; None: inotify (`waits.Events`)."""
         self._out, self._err = out, err
+        self._line = ""
 
     @cached_property
     def lamport(self) -> Lamport:
@@ -60,7 +66,11 @@ class Context:
     @cached_property
     def store(self) -> Store:
         """The tree on disk, read once here and kept up to date by `waits`."""
-        store = Store(self.paths, self.host, self.lamport, readonly=self.readonly)
+        store = (
+            DryStore(self.paths, self.host, self.lamport, self._tell)
+            if self.dry
+            else Store(self.paths, self.host, self.lamport, readonly=self.readonly)
+        )
         store.on_change(lambda names: self._drop_view())
         store.load()
         return store
@@ -93,20 +103,52 @@ class Context:
         return self._there
 
     def say(self, text: str) -> None:
-        """Normal text, to stdout."""
-        print(text, file=self._out or sys.stdout, flush=True)
+        """Normal text, to stdout; in a dry run nothing was done that could be told."""
+        if not self.dry:
+            self.progress("")
+            print(text, file=self._out or sys.stdout, flush=True)
+
+    def show(self, value: Any, text: str) -> None:
+        """What a command shows: as one line of JSON with --json, else as text."""
+        if self.options.json:
+            import json
+
+            text = json.dumps(value, ensure_ascii=False)
+        self.say(text)
 
     def note(self, text: str) -> None:
         """What goes on or might be wrong, to stderr: stdout is for scripts."""
+        self.progress("")
         print(printable(text), file=self._err or sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """Something that does not stop the command."""
         self.note(f"marsadm: warning: {text}")
 
+    def progress(self, text: str) -> None:
+        """What is waited for: on a terminal one line that is written over ("" takes it away), else a line a change."""
+        out = self._err or sys.stderr
+        if not out.isatty():
+            if text and text != self._line:
+                print(printable(f"  waiting: {text}"), file=out, flush=True)
+        elif text or self._line:
+            width = max(20, shutil.get_terminal_size().columns - 1)
+            shown = printable(f"  waiting: {text}")[:width] if text else ""
+            print(f"\r{shown}\x1b[K", end="", file=out, flush=True)
+        self._line = text
+
     def wish(self, *entries: tuple[str, str]) -> None:
         """Write wishes, with one stamp, durable before the command goes on."""
         self.store.put_many(list(entries), durable=True)
+
+    def would(self, text: str) -> bool:
+        """True in a dry run, which tells the effect (beyond links) that the caller then leaves out."""
+        if self.dry:
+            self._tell(f"would {text}")
+        return self.dry
+
+    def _tell(self, text: str) -> None:
+        print(printable(f"DRY_RUN: {text}"), file=self._out or sys.stdout, flush=True)
 
 
 def require_cluster(view: View, host: str) -> None:

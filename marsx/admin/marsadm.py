@@ -12,14 +12,16 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 
 from marsx.admin import checks, cli
+from marsx.admin import table as tables
 from marsx.admin.cli import Call
 from marsx.admin.context import Context, require_cluster, resource_list
-from marsx.admin.table import Command, Phases, details, overview
+from marsx.admin.table import Command, Phases
 from marsx.base.config import Paths
 from marsx.base.errors import DaemonDownError, MarsError, PartlyFailedError, UsageError
 from marsx.base.messages import printable
 
 INTERRUPTED = 130
+READER_GONE = 141
 
 
 def commands() -> dict[str, Command]:
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return report(PermissionDeniedError(f"{error.filename or 'a file'}: {error.strerror}", "run it as root"))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return READER_GONE
     except OSError as error:
         return report(MarsError(f"{error.filename or 'input/output'}: {error.strerror or error}"))
 
@@ -70,19 +72,25 @@ def _run(argv: Sequence[str]) -> int:
     if call.command in ("", "help", "h"):
         if not call.command and not call.options.help:
             raise UsageError("a command is missing", cli.HELP_HINT)
-        return _help(table, call.args[0] if call.args else "")
+        return _help(table, call.args[0] if call.args else "", call.options.json)
     if call.options.help:
-        return _help(table, call.command)
+        return _help(table, call.command, call.options.json)
     row = _row(table, call.command)
     _check_arguments(row, call)
-    if call.options.dry_run and row.writes:
-        raise UsageError(f"{row.name} has no --dry-run", cli.HELP_HINT)
+    if call.options.dry_run and row.writes and not row.dry:
+        raise UsageError(f"{row.name} has no --dry-run", "it changes nothing in the tree that could be told before")
     ctx = prepare(row, call)
     return run_row(ctx, row, call)
 
 
-def _help(table: dict[str, Command], name: str) -> int:
-    print(details(_row(table, name)) if name else overview(table, cli.USAGE))
+def _help(table: dict[str, Command], name: str, as_json: bool) -> int:
+    if as_json:
+        import json
+
+        rows = [_row(table, name)] if name else list(table.values())
+        print(json.dumps([tables.as_json(row) for row in rows], ensure_ascii=False))
+    else:
+        print(tables.details(_row(table, name)) if name else tables.overview(table, cli.USAGE))
     return 0
 
 
@@ -111,7 +119,7 @@ def _check_arguments(row: Command, call: Call) -> None:
         raise UsageError(f"{row.name}: an argument is missing", usage)
     if len(call.args) > most:
         raise UsageError(f"{row.name}: too many arguments: {' '.join(call.args[most:])[:80]}", usage)
-    if call.options.host and row.name not in ("leave-resource", "leave-cluster", "verify"):
+    if call.options.host and not row.for_host:
         raise UsageError(
             f"{row.name} cannot act for another host", "--host is for leave-resource, leave-cluster and verify"
         )
@@ -164,7 +172,18 @@ def run_row(ctx: Context, row: Command, call: Call) -> int:
     if not names:
         ctx.note(f"{row.name}: this host has no resources")
         return 0
+    if ctx.options.parallel != 1 and len(names) > 1 and row.writes and not row.joint:
+        from marsx.admin import parallel
+
+        return parallel.run(names, ctx.options.parallel, lambda name: _alone(row, call, name, rest))
     return run_each(ctx, row, names, rest)
+
+
+def _alone(row: Command, call: Call, name: str, args: tuple[str, ...]) -> int:
+    """One resource in a process of its own, with a tree and a clock of its own."""
+    ctx = make_context(row, call)
+    ctx.daemon_runs = True
+    return run_each(ctx, row, [name], args)
 
 
 def _finish(phases: Phases) -> None:

@@ -6,15 +6,19 @@ checks here make the common mistakes cheap to understand.
 
 from __future__ import annotations
 
+import os
+
 from marsx.admin import checks
 from marsx.admin.cli import parse_size
 from marsx.admin.context import Context, require_cluster, require_member, require_resource
 from marsx.admin.table import Command
-from marsx.base.errors import PreconditionError, UsageError
+from marsx.base import disk
+from marsx.base.errors import NotFoundError, PreconditionError, UsageError
 from marsx.tree import paths
 from marsx.tree.view import View
 
 RUNNING = ("is-attached", "is-copying", "is-replaying", "is-syncing", "is-primary")
+KEPT = ("maxnr", "removed")  # of a deleted resource: numbers of logs, and who is out (rule 26)
 SWITCHES = ("attach", "connect", "sync", "allow-replay")
 
 
@@ -143,10 +147,60 @@ def fake_sync(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
     ctx.say(f"{resource}: the replica on {ctx.host} counts as synced; to take it back: marsadm invalidate {resource}")
 
 
-def no_all(word: str) -> None:
-    """Some commands want one resource by its name."""
-    if word == "all" or "," in word:
-        raise UsageError("this command takes one resource by its name", "marsadm help")
+def resize(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """resize RES [SIZE]: the resource gets larger while it is in use."""
+    view = ctx.view()
+    require_member(view, resource, ctx.host)
+    if view.designated(resource) != ctx.host or view.actual(resource, ctx.host, "is-primary") != "1":
+        primary = view.designated(resource) or "nobody"
+        raise PreconditionError(f"{resource}: {ctx.host} is not the primary, it is {primary}", "run it on the primary")
+    size = _wanted_size(args[0]) if args else 0
+    if size % checks.BLOCK:
+        raise UsageError(f"size {size} is not a multiple of {checks.BLOCK}")
+    answer = ctx.control.do("resize", resource, ctx.options.timeout, size=size)
+    text = "has" if answer.get("grown") else "has already"
+    ctx.say(f"{resource}: {ctx.paths.dev_dir}/{resource} {text} {answer.get('size')} bytes")
+
+
+def _wanted_size(text: str) -> int:
+    """A size, or that of a block device."""
+    if not text.startswith("/"):
+        return parse_size(text)
+    try:
+        fd = os.open(text, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise NotFoundError(f"device {text} cannot be opened ({exc.strerror})", "a size, or a block device") from exc
+    try:
+        return disk.size(fd) // checks.BLOCK * checks.BLOCK
+    finally:
+        os.close(fd)
+
+
+def delete_resource(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """delete-resource RES: what is left of a resource that nobody has any more. `maxnr` stays, so that the numbers of
+    old logs are never used again."""
+    view = ctx.view()
+    names = [rel for rel in ctx.store.names(paths.resource_dir(resource) + "/") if paths.parse(rel)]
+    if not names:
+        require_resource(view, resource)
+    members = view.members(resource)
+    if ctx.host in members:
+        raise PreconditionError(
+            f"{resource}: {ctx.host} has a replica of it", f"first: marsadm leave-resource {resource}"
+        )
+    alive = [host for host in members if view.alive(host, ctx.clock_ns(), int(ctx.options.window * 1e9))]
+    if alive or (members and not ctx.options.force):
+        raise PreconditionError(
+            f"{resource}: {', '.join(alive or members)} still has a replica",
+            f"there: marsadm leave-resource {resource}; of hosts that are gone for good: --force",
+        )
+    over = [(paths.removed(resource, host), ctx.store.get(paths.member(resource, host)) or "0") for host in members]
+    parsed = {rel: paths.parse(rel) for rel in names}
+    gone = [rel for rel, name in parsed.items() if name and name.writer == "wish" and name.key not in KEPT]
+    # Last what says that the resource is there: who is stopped half way can begin again.
+    gone.sort(key=lambda rel: rel in (paths.size(resource), paths.primary(resource)))
+    ctx.wish(*over, *((rel, paths.DELETED) for rel in gone))
+    ctx.say(f"{resource}: deleted")
 
 
 _DEVICE = """DEV is a block device, given by its absolute path, that nobody uses and no other resource has."""
@@ -170,7 +224,7 @@ COMMANDS = (
         "leave-resource", "RES", leave_resource, "give up this host's replica; the data on the device stay", "resource",
         needs="""This host is not primary, and the resource is down here (--force: need not be down).
         With --host=H --force the replica of another host that is gone for good.""",
-        example="marsadm leave-resource data", member=False,
+        example="marsadm leave-resource data", member=False, for_host=True,
     ),
     Command(
         "invalidate", "RES", invalidate, "declare this host's replica bad and sync it anew", "resource",
@@ -180,5 +234,23 @@ COMMANDS = (
         "fake-sync", "RES", fake_sync, "declare this host's replica synced, without looking", "resource",
         needs="""This host is not primary. For tests and for devices that are known to be equal: nothing is compared.
         marsadm invalidate takes it back.""", example="marsadm fake-sync data",
+    ),
+    Command(
+        "resize", "RES [SIZE]", resize, "let the resource grow, while it is in use", "resource",
+        needs="""This host is the primary, and its device is there.
+        The device of every member has been enlarged before (lvresize ...), marsd runs and is attached there.
+        SIZE (k m g t p: powers of 1000, K M G T P: of 1024; or a block device: its size) is a multiple of 4096, not
+        less than now and not more than the smallest device; without it as much as the smallest device has.""",
+        effect="""The block device grows at once, a new log begins; the other members sync what is new by themselves.
+        Nothing has to be paused. Afterwards enlarge the file system: xfs_growfs, resize2fs.""",
+        example="marsadm resize data", scope="one", extra=(0, 1),
+    ),
+    Command(
+        "delete-resource", "RES", delete_resource, "remove what is left of a resource that nobody has any more",
+        "resource",
+        needs="""No host has a replica of it (leave-resource everywhere).
+        --force: hosts that still count as members but are gone for good lose their membership.""",
+        effect="""The number of its newest log is kept, so a new resource of that name never reads old logs.""",
+        example="marsadm delete-resource data", scope="one", member=False,
     ),
 )  # fmt: skip

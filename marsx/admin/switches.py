@@ -105,6 +105,8 @@ def wait_unused(ctx: Context, resource: str, host: str, where: str, hint: str) -
         return f"{resource}: the device is in use {where} ({count} times)" if count else ""
 
     text = probe(ctx.view())
+    if text and ctx.dry:
+        raise PreconditionError(text, hint)
     if text:
         try:
             until(ctx, probe, text, deadline=ctx.monotonic() + min(COUNT_IS_OLD_S, ctx.options.timeout))

@@ -25,6 +25,9 @@ class Command:
     short: str
     family: str
     needs: str = ""
+    """Preconditions, a line each."""
+    effect: str = ""
+    """What it does, beyond `short`."""
     example: str = ""
     scope: str = "each"
     """"each": RES, a comma list or `all`; "one": just one RES; "maybe": like "each", nothing means all; "none"."""
@@ -37,6 +40,14 @@ class Command:
     member: bool = True
     """`all` means the resources of this host, and a named one has to be joined here."""
     alias_of: str = ""
+    for_host: bool = False
+    """Takes --host=HOST."""
+    dry: bool = True
+    """Can tell what it would do (--dry-run), if it writes at all."""
+    options: str = ""
+    """The options that mean something here, beyond the common ones."""
+    joint: bool = False
+    """Several resources go through in one process even with --parallel."""
 
 
 def aliased(row: Command, name: str, **changes: Any) -> Command:
@@ -55,7 +66,11 @@ FAMILIES = (
     ("logs", "Transaction logs"),
     ("waits", "Waiting"),
     ("view", "Looking"),
+    ("settings", "Settings"),
+    ("lowlevel", "Repair by hand"),
+    ("habits", "Words of old, answered with what helps"),
 )
+QUIET = ("habits",)
 
 
 def overview(commands: dict[str, Command], usage: str) -> str:
@@ -64,27 +79,59 @@ def overview(commands: dict[str, Command], usage: str) -> str:
     lines.append("RES is a resource, a comma list of resources, or `all` (every resource of this host).")
     for family, title in FAMILIES:
         rows = [row for row in commands.values() if row.family == family]
-        if not rows:
-            continue
-        lines += ["", f"{title}:"]
-        for row in rows:
-            left = f"{row.name} {row.synopsis}".rstrip()
-            text = f"the same as {row.alias_of}" if row.alias_of else row.short
-            lines += [f"  {left:<30} {text}"] if len(left) <= 30 else [f"  {left}", f"  {'':<30} {text}"]
+        if rows:
+            lines += ["", f"{title}:", *(_names(rows) if family in QUIET else _lines(rows))]
     lines += ["", "marsadm COMMAND --help shows more about one command."]
     return "\n".join(lines)
 
 
+def _lines(rows: list[Command]) -> list[str]:
+    lines = []
+    for row in rows:
+        left = f"{row.name} {row.synopsis}".rstrip()
+        text = f"the same as {row.alias_of}" if row.alias_of else row.short
+        lines += [f"  {left:<30} {text}"] if len(left) <= 30 else [f"  {left}", f"  {'':<30} {text}"]
+    return lines
+
+
+def _names(rows: list[Command]) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(" ".join(row.name for row in rows), 110, initial_indent="  ", subsequent_indent="  ",
+                         break_on_hyphens=False)  # fmt: skip
+
+
+def conditions(row: Command) -> list[str]:
+    """What must hold, a sentence each."""
+    found = [line.strip() for line in row.needs.strip().splitlines()]
+    if row.daemon:
+        found.append("marsd runs on this host.")
+    return found
+
+
+def effects(row: Command) -> list[str]:
+    """What it does, a line each, beginning with the short text."""
+    short = f"The same as {row.alias_of}: {row.short}." if row.alias_of else f"{row.short[:1].upper()}{row.short[1:]}."
+    return [short, *[line.strip() for line in row.effect.strip().splitlines()]]
+
+
 def details(row: Command) -> str:
     """What `marsadm COMMAND --help` prints."""
-    lines = [f"marsadm {row.name} {row.synopsis}".rstrip(), "", f"  {row.short}"]
-    if row.alias_of:
-        lines.append(f"  The same as {row.alias_of}.")
-    conditions = [line.strip() for line in row.needs.strip().splitlines()]
-    if row.daemon:
-        conditions.append("marsd runs on this host.")
-    if conditions:
-        lines += ["", "Conditions:", *(f"  {line}" for line in conditions)]
+    lines = [f"marsadm {row.name} {row.synopsis}".rstrip()]
+    if row.options:
+        lines[0] += f"   [{'] ['.join(row.options.split())}]"
+    lines += ["", "Effect:", *(f"  {line}" for line in effects(row))]
+    if conditions(row):
+        lines += ["", "Conditions:", *(f"  {line}" for line in conditions(row))]
     if row.example:
         lines += ["", "Example:", f"  {row.example}"]
     return "\n".join(lines)
+
+
+def as_json(row: Command) -> dict[str, Any]:
+    """What `marsadm help --json` tells of one command."""
+    return {
+        "name": row.name, "synopsis": row.synopsis, "family": row.family, "alias_of": row.alias_of,
+        "effect": effects(row), "conditions": conditions(row), "options": row.options.split(),
+        "example": row.example, "writes": row.writes, "daemon": row.daemon,
+    }  # fmt: skip

@@ -128,6 +128,6 @@ COMMANDS = (
         --repair fetches what differs and compares it once more (exit status 1 too: there was a difference).
         --rate=KIB compares at most KIB KiB a second. --continuous goes on for ever, with 10240 KiB/s if no rate is
         given; Ctrl-C ends it. The result stands in mars-status.""",
-        example="marsadm verify data --host=b --repair", scope="one", member=False,
+        example="marsadm verify data --host=b --repair", scope="one", member=False, for_host=True, dry=False,
     ),
 )  # fmt: skip

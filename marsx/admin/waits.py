@@ -53,10 +53,12 @@ def until(
     deadline: float | None = None,
     hint: str = "",
 ) -> View:
-    """Wait until `probe` returns "", at most --timeout seconds (or until `deadline`); the picture that satisfied it."""
+    """Wait until `probe` returns "", at most --timeout seconds (or until `deadline`); the picture that satisfied it.
+    A dry run takes it as having come."""
+    if ctx.dry:
+        return ctx.view()
     end = ctx.monotonic() + ctx.options.timeout if deadline is None else deadline
     source = (events or ctx.events or Events)(ctx)
-    shown = ""
     try:
         ctx.store.load()  # what changed before the watch began
         while True:
@@ -64,15 +66,14 @@ def until(
             missing = probe(view)
             if not missing:
                 return view
-            if missing != shown:
-                ctx.note(f"  waiting: {missing}")
-                shown = missing
+            ctx.progress(missing)
             left = end - ctx.monotonic()
             if left <= 0:
                 raise TimeoutExpired(f"{goal}: timed out after {ctx.options.timeout:g} s, {missing}", hint)
             source.wait(left)
     finally:
         source.close()
+        ctx.progress("")
 
 
 _IS = {
@@ -150,17 +151,16 @@ def wait_cluster(ctx: Context, args: tuple[str, ...], resource: str = "") -> Non
     """wait-cluster: marsd has exchanged the tree with every member after now."""
     require_cluster(ctx.view(), ctx.host)
     timeout = ctx.options.timeout
-    shown: list[str] = []
 
     def progress(state: dict[str, object]) -> None:
-        text = str(state.get("text") or state.get("missing") or "")
-        if text and text not in shown[-1:]:
-            shown.append(text)
-            ctx.note(f"  waiting: {text}")
+        ctx.progress(str(state.get("text") or state.get("missing") or ""))
 
-    ctx.control.request(
-        {"cmd": "wait", "resource": resource, "condition": "cluster", "timeout": timeout}, timeout + 5, progress
-    )
+    try:
+        ctx.control.request(
+            {"cmd": "wait", "resource": resource, "condition": "cluster", "timeout": timeout}, timeout + 5, progress
+        )
+    finally:
+        ctx.progress("")
 
 
 COMMANDS = (

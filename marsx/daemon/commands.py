@@ -1,5 +1,8 @@
 """What touches facts and is asked for by marsadm over the control socket (rule 26e): each command checks again, does
-its work in the resource's turn, and answers when it is done."""
+its work in the resource's turn, and answers when it is done.
+
+With `dry` in its arguments (the control command `plan`) a command tells what it would do and does nothing: the links
+from the same list that it would write, other effects in words."""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from marsx.base import disk
 from marsx.base.errors import MarsError, NotFoundError, PreconditionError, TimeoutExpired, UsageError
-from marsx.base.position import LogPos
-from marsx.daemon import replica
-from marsx.daemon.housekeeping import delete_logs
+from marsx.base.position import LogPos, log_name
+from marsx.daemon import growth, replica
+from marsx.daemon.housekeeping import deletable, delete_logs
 from marsx.daemon.resource import Runner
 from marsx.peer import wire
 from marsx.peer.link import Link
@@ -30,12 +33,22 @@ if TYPE_CHECKING:
 SWITCHES = ("attach", "connect", "sync", "allow-replay")
 REUSE_STEP = 100000
 Do = Callable[["Worker", str, dict[str, Any]], Awaitable[dict[str, Any]]]
+Links = list[tuple[str, str]]
 
 
-def _device(args: dict[str, Any]) -> str:
+def told(links: Links, *effects: str) -> dict[str, Any]:
+    """The answer to `plan`."""
+    return {"ok": True, "changes": [list(link) for link in links], "effects": list(effects)}
+
+
+def _device(worker: Worker, args: dict[str, Any]) -> str:
     path = args.get("device")
     if not isinstance(path, str) or not path.startswith("/"):
         raise UsageError("a block device is needed, with its whole path")
+    view, host = worker.site.view(), worker.site.host
+    owner = next((res for res in view.resources if host in view.members(res) and view.data(res, host) == path), "")
+    if owner:
+        raise PreconditionError(f"{path} belongs to resource {owner}", "give another device")
     return path
 
 
@@ -53,7 +66,7 @@ async def _try_disk(worker: Worker, path: str, need: int) -> tuple[int, int]:
 
 
 async def create_resource(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
-    site, path = worker.site, _device(args)
+    site, path = worker.site, _device(worker, args)
     if not paths.is_resource(resource):
         raise UsageError(f"not a name for a resource: {resource!r}")
     view = site.view()
@@ -64,21 +77,23 @@ async def create_resource(worker: Worker, resource: str, args: dict[str, Any]) -
     size = wanted or have
     nr = view.maxnr(resource) + REUSE_STEP if view.maxnr(resource) else 1
     host = site.host
-    site.store.put_many(
-        [
-            *_member_links(resource, host, path),
-            (paths.size(resource), str(size)),
-            (paths.block_size(resource), str(block)),
-            (paths.maxnr(resource), str(nr)),
-            (paths.syncstatus(resource, host), str(size)),
-            (paths.replay(resource, host), f"{LogPos(nr, host, 0)},0"),
-            (paths.actual(resource, host, "if-on"), "0"),
-            (paths.actual(resource, host, "is-primary"), "0"),
-            (paths.userspace("last-primary", resource), host),
-        ],
-        durable=True,
-    )
-    site.store.put(paths.primary(resource), host, durable=True)
+    links = [
+        *_member_links(resource, host, path),
+        (paths.size(resource), str(size)),
+        (paths.block_size(resource), str(block)),
+        (paths.maxnr(resource), str(nr)),
+        (paths.syncstatus(resource, host), str(size)),
+        (paths.replay(resource, host), f"{LogPos(nr, host, 0)},0"),
+        (paths.actual(resource, host, "if-on"), "0"),
+        (paths.actual(resource, host, "is-primary"), "0"),
+        (paths.userspace("last-primary", resource), host),
+    ]
+    primary = (paths.primary(resource), host)
+    if args.get("dry"):
+        await site.keeper.call("disk-close", path=path)
+        return told([*links, primary], f"make the device {site.paths.dev_dir}/{resource}")
+    site.store.put_many(links, durable=True)
+    site.store.put(*primary, durable=True)
     runner = worker.runner(resource)
     await _until(worker, runner, lambda: runner.producer is not None and runner.producer.device, "the device")
     return {"ok": True, "size": size}
@@ -143,7 +158,7 @@ class StartService:
 
 
 async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
-    site, path = worker.site, _device(args)
+    site, path = worker.site, _device(worker, args)
     view = site.view()
     if resource not in view.resources or not view.members(resource):
         raise NotFoundError(f"there is no resource {resource}", f"marsadm create-resource {resource} {path}")
@@ -156,22 +171,35 @@ async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> 
                 f"{path} has logical blocks of {block} bytes, the resource of {view.block_size(resource)}",
                 "take a device with the same block size",
             )
-        at = await replica.start_position(worker.site, resource)
+        at = await _start(worker, resource, args)
     except BaseException:
         await site.keeper.call("disk-close", path=path)
         raise
-    site.store.put_many(
-        [
-            *_member_links(resource, site.host, path),
-            *replica.fresh_facts(worker.site, resource, at),
-            (paths.actual(resource, site.host, "is-primary"), "0"),
-            (paths.actual(resource, site.host, "if-on"), "0"),
-        ],
-        durable=True,
-    )
+    links = [
+        *_member_links(resource, site.host, path),
+        *replica.fresh_facts(worker.site, resource, at),
+        (paths.actual(resource, site.host, "is-primary"), "0"),
+        (paths.actual(resource, site.host, "if-on"), "0"),
+    ]
+    if args.get("dry"):
+        await site.keeper.call("disk-close", path=path)
+        return told(links, f"sync {path} from {view.designated(resource)}")
+    site.store.put_many(links, durable=True)
     runner = worker.runner(resource)
     await _until(worker, runner, lambda: runner.disk_fd >= 0, "the data device")
     return {"ok": True, "start": str(at)}
+
+
+async def _start(worker: Worker, resource: str, args: dict[str, Any]) -> LogPos:
+    """Where a new replica begins. Who only plans does not ask the primary, which would pin its logs."""
+    if not args.get("dry"):
+        return await replica.start_position(worker.site, resource)
+    view = worker.site.view()
+    primary = view.designated(resource)
+    newest = max(view.version_numbers(resource, primary), default=0)
+    if not primary or primary == worker.site.host or not newest:
+        raise PreconditionError(f"{resource}: no other host is primary", f"see: marsadm view {resource}")
+    return LogPos(newest, primary, 0)
 
 
 async def invalidate(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -180,11 +208,16 @@ async def invalidate(worker: Worker, resource: str, args: dict[str, Any]) -> dic
     runner = _member(worker, resource)
     if runner.producer is not None or worker.site.view().designated(resource) == worker.site.host:
         raise PreconditionError(f"{resource}: this host is the primary", "only a secondary can be invalidated")
-    at = await replica.start_position(worker.site, resource)
+    at = await _start(worker, resource, args)
+    store, host = worker.site.store, worker.site.host
+    todo = [paths.todo(resource, host, switch) for switch in SWITCHES]
+    switches = [(rel, "1") for rel in todo if store.get(rel) != "1"]
+    if args.get("dry"):
+        links = [*replica.fresh_facts(worker.site, resource, at), *switches]
+        return told(links, f"set the logs of {host} aside", f"sync anew from {worker.site.view().designated(resource)}")
     async with runner.exclusive():
         await runner.begin_anew(at)
-        for switch in SWITCHES:
-            worker.site.store.put(paths.todo(resource, worker.site.host, switch), "1")
+        store.put_many(switches)
     return {"ok": True, "start": str(at)}
 
 
@@ -199,17 +232,18 @@ async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict
             f"{resource}: {again}; bytes of what was there before may be on this disk: fake-sync would call them good",
             f"let the sync run; or, if you know that the disks are equal: marsadm fake-sync {resource} --force",
         )
-    site.store.put(paths.todo(resource, site.host, "sync"), "0")
+    off = (paths.todo(resource, site.host, "sync"), "0")
+    links = [
+        (paths.actual(resource, site.host, "is-syncing"), "0"),
+        (paths.syncstatus(resource, site.host), str(site.view().size(resource))),
+    ]
+    if args.get("dry"):
+        return told([off, *links])
+    site.store.put(*off)
     async with runner.exclusive():
         if runner.consumer is not None:
             await runner.consumer.sync.stop()
-        site.store.put_many(
-            [
-                (paths.actual(resource, site.host, "is-syncing"), "0"),
-                (paths.syncstatus(resource, site.host), str(site.view().size(resource))),
-            ],
-            durable=True,
-        )
+        site.store.put_many(links, durable=True)
     return {"ok": True}
 
 
@@ -217,19 +251,40 @@ async def log_rotate(worker: Worker, resource: str, args: dict[str, Any]) -> dic
     runner = _member(worker, resource)
     if runner.producer is None:
         raise PreconditionError(f"{resource}: this host is not the primary", "run it on the primary")
+    empty = "the newest log is empty, there is nothing to rotate"
+    if args.get("dry"):
+        header = runner.producer.primary.header
+        if header is None or runner.producer.is_log_empty():
+            return told([])
+        return told([], f"end {header.name}, begin {log_name(header.nr + 1, worker.site.host)}")
     async with runner.exclusive():
         if runner.producer is None:
             raise PreconditionError(f"{resource}: this host is not the primary any more")
         if runner.producer.is_log_empty():
-            return {"ok": True, "text": "the newest log is empty, there is nothing to rotate"}
+            return {"ok": True, "text": empty}
         end = await runner.producer.rotate()
     return {"ok": True, "text": f"log {end.nr} ends at {end.pos}, log {end.nr + 1} begins"}
 
 
 async def log_delete(worker: Worker, resource: str, args: dict[str, Any], everything: bool) -> dict[str, Any]:
     runner = _member(worker, resource)
+    count = None if everything else 1
+    if args.get("dry"):
+        return told([], *(f"delete {name}" for name in deletable(worker, runner, count)))
     async with runner.exclusive():
-        return {"ok": True, "deleted": delete_logs(worker, runner, None if everything else 1)}
+        return {"ok": True, "deleted": delete_logs(worker, runner, count)}
+
+
+def _last_words(worker: Worker, resource: str) -> Links:
+    """What a host that leaves writes: its wishes and facts are gone, and its membership is over (rule 26)."""
+    store, host = worker.site.store, worker.site.host
+    member = store.get(paths.member(resource, host))
+    wishes = [paths.todo(resource, host, key) for key in (*SWITCHES, "want-primary", "emergency-limit")]
+    facts = [e.rel for e in store.facts_of(host) if e.rel.startswith(paths.resource_dir(resource) + "/")]
+    links = [(rel, paths.DELETED) for rel in (*wishes, *facts, paths.data(resource, host), paths.device(resource, host),
+                                              paths.connect_pref(resource, host)) if store.get(rel)]
+    over = [(paths.removed(resource, host), member)] if member else []
+    return [*links, *over, (paths.member(resource, host), paths.DELETED)]
 
 
 async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -238,20 +293,16 @@ async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) ->
         raise PreconditionError(
             f"{resource}: this host is the primary", "marsadm primary on another host, or marsadm secondary here"
         )
+    if args.get("dry"):
+        let_go = [f"let {runner.device_path} go"] if runner.disk_fd >= 0 else []
+        return told(_last_words(worker, resource), "delete the logs of this host", *let_go)
     async with runner.exclusive():
         await runner.stop_consumer()
         if runner.disk_fd >= 0:
             await runner.detach()
-        member = site.store.get(paths.member(resource, host))
-        for switch in (*SWITCHES, "want-primary", "emergency-limit"):
-            site.store.delete(paths.todo(resource, host, switch))
-        own = [e.rel for e in site.store.facts_of(host) if e.rel.startswith(paths.resource_dir(resource) + "/")]
-        site.store.put_many([(rel, ".deleted") for rel in own])
-        for rel in (paths.data(resource, host), paths.device(resource, host)):
-            site.store.delete(rel)
-        if member:
-            site.store.put(paths.removed(resource, host), member)
-        site.store.delete(paths.member(resource, host), durable=True)
+        *links, over = _last_words(worker, resource)
+        site.store.put_many(links)
+        site.store.put(*over, durable=True)
         runner.publisher.drop_hint()
         replica.set_logs_aside(worker.site, resource)
         with contextlib.suppress(OSError):
@@ -275,17 +326,18 @@ DO: dict[str, Do] = {
     "leave-resource": leave_resource,
     "invalidate": invalidate,
     "fake-sync": fake_sync,
+    "resize": growth.resize,
     "log-rotate": log_rotate,
     "log-delete": lambda worker, resource, args: log_delete(worker, resource, args, False),
     "log-delete-all": lambda worker, resource, args: log_delete(worker, resource, args, True),
 }
 
 
-async def do(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
-    """The control command `do`."""
+async def do(worker: Worker, request: dict[str, Any], dry: bool = False) -> dict[str, Any]:
+    """The control commands `do` and, with `dry`, `plan`."""
     what, resource, args = request.get("what"), request.get("resource"), request.get("args") or {}
     if what not in DO or not isinstance(resource, str) or not isinstance(args, dict):
         raise UsageError("the request was not understood", "are marsadm and marsd of the same version?")
     if worker.site.shutting_down:
         raise MarsError("marsd is stopping")
-    return await DO[what](worker, resource, args)
+    return await DO[what](worker, resource, {**args, "dry": dry})

@@ -43,20 +43,23 @@ def lowest_needed(worker: Worker, runner: Runner) -> int:
     return min(needed, default=0)
 
 
+def deletable(worker: Worker, runner: Runner, count: int | None) -> list[str]:
+    """Names of the `count` oldest (None: all) logs that nobody needs."""
+    limit, resource = lowest_needed(worker, runner), runner.resource
+    victims = [log for log in worker.site.store.log_files(resource) if log.nr < limit][:count]
+    return [paths.log(resource, log.nr, log.producer).rpartition("/")[2] for log in victims]
+
+
 def delete_logs(worker: Worker, runner: Runner, count: int | None) -> list[str]:
     """Delete the `count` oldest (None: all) logs that nobody needs; returns their names. Version links that nobody
     needs go too."""
     store, resource, host = worker.site.store, runner.resource, worker.site.host
-    limit = lowest_needed(worker, runner)
     directory = os.path.join(store.root, paths.resource_dir(resource))
-    victims = [log for log in store.log_files(resource) if log.nr < limit][:count]
-    if victims:
+    names = deletable(worker, runner, count)
+    if names:
         store.make_durable([paths.replay(resource, host)])
-    names = []
-    for log in victims:
-        name = paths.log(resource, log.nr, log.producer).rpartition("/")[2]
+    for name in names:
         _delete_file(worker, runner, os.path.join(directory, name))
-        names.append(name)
     _delete_links(worker, resource, min((log.nr for log in store.log_files(resource)), default=0))
     return names
 

@@ -45,6 +45,7 @@ class Producer:
         self.gate: SpanGate | None = None
         self.frontend: serve.Frontend | None = None
         self.device = False  # the block device exists
+        self.size = 0  # of the block device
         self._threads: list[threading.Thread] = []
         self._servers: list[threading.Thread] = []
         self._published = ""
@@ -94,6 +95,8 @@ class Producer:
             self.site.thread(f"dev{i}-{self.resource}", partial(self._serve, fd)) for i, fd in enumerate(fds)
         ]
         try:
+            if kept and 0 < self.site.kept[self.resource].get("size", 0) < self.env.device_size:
+                await self._enlarge_device()
             answer, _ = await self.site.keeper.call(
                 "dev-attach", name=self.resource, size=self.env.device_size, block_size=self.env.block_size
             )
@@ -104,7 +107,7 @@ class Producer:
             "%s: device %s/%s is there (%s)", self.resource, self.site.paths.dev_dir, self.resource, answer.get("loop")
         )
         self.site.kept.pop(self.resource, None)
-        self.device = True
+        self.device, self.size = True, self.env.device_size
 
     def _serve(self, fd: int) -> None:
         try:
@@ -168,8 +171,27 @@ class Producer:
     async def rotate(self) -> LogPos:
         """Log N ends, N+1 begins."""
         end = await self.site.blocking(self.primary.rotate)
-        self._moved()
+        self._begun()
         return end
+
+    def _begun(self) -> None:
+        """Another log is the newest one."""
+        self._moved()
+        header = self.primary.header
+        if header is not None and header.nr > self.site.view().maxnr(self.resource):
+            self.site.store.put(paths.maxnr(self.resource), str(header.nr))
+
+    async def grow(self, size: int) -> None:
+        """The resource has `size` bytes from now on: first the log, then what may be written, then the device. Can be
+        done again when it was cut off anywhere."""
+        await self.site.blocking(self.primary.grow, size)
+        self._begun()
+        await self._enlarge_device()
+        self.size = size
+        LOG.info("%s: the device has %d bytes now", self.resource, size)
+
+    async def _enlarge_device(self) -> None:
+        await self.site.keeper.call("dev-resize", name=self.resource, size=self.env.device_size)
 
     # ---- ending ----
 

@@ -20,7 +20,7 @@ import marsx
 from marsx.base import messages
 from marsx.base.config import Paths, Settings
 from marsx.base.errors import MarsError, PreconditionError, TimeoutExpired, UsageError
-from marsx.daemon import commands, housekeeping, verify
+from marsx.daemon import commands, growth, housekeeping, verify
 from marsx.daemon.control import Control
 from marsx.daemon.exchange import HEARTBEAT_KEYS, Exchange
 from marsx.daemon.keeperlink import KeeperLink
@@ -128,6 +128,7 @@ class Worker:
                 "token": self._token,
                 "stop": self._asked_to_stop,
                 "do": lambda request, progress: commands.do(self, request),
+                "plan": lambda request, progress: commands.do(self, request, dry=True),
                 "positions": self._status,
                 "wait": self._wait,
                 "verify": lambda request, progress: verify.from_marsadm(self, request, progress.later),
@@ -271,6 +272,8 @@ class Worker:
         runner = self._runner_for(resource, peer)
         if runner.producer is None or runner.producer.gate is None:
             raise PreconditionError(f"{self.host} is not primary of {resource}")
+        if runner.producer.size < self.site.view().size(resource):
+            raise PreconditionError(f"{resource} is just growing on {self.host}", "it goes on by itself")
         return PrimarySpans(runner.producer.gate, runner.stock.pins)
 
     # ---- the tree ----
@@ -394,6 +397,7 @@ class Worker:
                     if scarce:
                         housekeeping.make_room(self, runner)
                     await housekeeping.rotate_if_long(self, runner)
+                    await growth.follow(self, runner)
                 self.store.retry()
                 if count % 5 == 0:
                     self._kick_all()

@@ -65,6 +65,7 @@ class Primary:
         writer.remove_leftovers(self.env.directory)
         logs = [] if first else recovery.recover(self.env, at, at_digest, known_durable, uniques=same_device)
         try:
+            self._check_sizes(logs)
             while not self._build(logs, at):
                 at, old, logs = self._bring_forward(logs), logs, []
                 recovery.close_all(old)
@@ -83,6 +84,13 @@ class Primary:
                                    previous_point(last.header.pred, last.header.pred_digest))
         nr = at.nr if first else last.header.nr + 1 if last else at.nr + 1
         self._start_log(nr, last.position if last else None, last.digest if last else record.NO_DIGEST, fresh=True)
+
+    def _check_sizes(self, logs: list[recovery.Recovered]) -> None:
+        """A device never becomes smaller along its history: who knows an older size only must not write on."""
+        largest = max((log.header.device_size for log in logs), default=0)
+        if largest > self.env.device_size:
+            raise MarsError(f"{self.env.resource} has {self.env.device_size} bytes, its log says {largest}",
+                            "the new size has not arrived here yet; it comes from any other member")
 
     def _build(self, logs: list[recovery.Recovered], at: LogPos) -> bool:
         """A new volume with these logs in its index; False when the index is too small for the backlog."""
@@ -237,6 +245,19 @@ class Primary:
         if self._publish_wanted:
             self.publish()
         return end, digest.hex()
+
+    def grow(self, size: int) -> None:
+        """The device gets larger: a new log begins whose header says so, only then may requests lie there. Blocks."""
+        assert self.volume is not None
+        old = self.env.device_size
+        if size > self.volume.device_size:
+            self.env.device_size = size
+            try:
+                self.rotate()
+            except BaseException:
+                self.env.device_size = old
+                raise
+            self.volume.set_device_size(size)
 
     def drain(self, timeout: float) -> bool:
         """Write everything back that is durable; True when nothing is left. Blocks."""
