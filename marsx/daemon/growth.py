@@ -91,6 +91,7 @@ def _publish_device(worker: Worker, runner: Runner) -> int:
     """The size of the data device, told when it has changed."""
     if runner.disk_fd < 0:
         return 0
-    have = disk.size(runner.disk_fd)
-    worker.site.store.put(paths.actsize(runner.resource, worker.site.host), str(have))
+    have, site = disk.size(runner.disk_fd), worker.site
+    if site.view().actsize(runner.resource, site.host) != have:
+        site.store.put(paths.actsize(runner.resource, site.host), str(have))
     return have
