@@ -44,6 +44,7 @@ from marsx.tree.watch import Watch
 
 LOG = messages.get("daemon.worker")
 TICK_S = 1.0
+LOOK_S = 10  # a resource of which nothing is heard looks anew so often
 EXECUTOR_THREADS = 32
 TRAFFIC = {"fetch": "1_replication", "sync": "2_sync"}  # services that have tunables of their own; else 0_meta
 TCP_TUNABLES = ("ip_tos", "tcp_window_size", "tcp_keepcnt", "tcp_keepintvl", "tcp_keepidle")  # in the order of Tcp
@@ -53,6 +54,7 @@ def main(keeper_fd: int, where: Paths) -> int:
     """Serve until the keeper asks to stop (0) or is gone (1)."""
     messages.setup("marsd", file=where.messages_file, stderr=False, syslog=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _spare_memory()
     _protect_memory()
     keeper = KeeperLink(keeper_fd)
     hello, _ = keeper.call_now("hello")
@@ -61,6 +63,14 @@ def main(keeper_fd: int, where: Paths) -> int:
     except MarsError as err:
         LOG.error("%s%s", err.text, f" ({err.hint})" if err.hint else "")
         return err.exit_code
+
+
+def _spare_memory() -> None:
+    """A hundred connections and threads that rest: large buffers are mapped one by one, so that only what is used of
+    them is there (glibc would soon take them from the heap), and threads share two heaps."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD
+    libc.mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _protect_memory() -> None:
@@ -400,7 +410,10 @@ class Worker:
                     await growth.follow(self, runner)
                 self.store.retry()
                 if count % 5 == 0:
-                    self._kick_all()
+                    self.site.forget_view()  # for those who ask who is alive
+                for number, runner in enumerate(self.runners.values()):
+                    if (count + number) % LOOK_S == 0:
+                        runner.kick()
             except asyncio.CancelledError:
                 raise
             except MarsError as err:

@@ -39,7 +39,7 @@ MAX_BODY = 8 * 1024 * 1024
 MAX_HEADER_STRANGER = 4 * 1024
 MAX_BODY_STRANGER = 16 * 1024
 
-_SCRATCH = 64 * 1024
+_SCRATCH = 16 * 1024
 _HEX = frozenset("0123456789abcdef")
 
 Buffer = bytes | bytearray | memoryview
