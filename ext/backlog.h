@@ -16,14 +16,14 @@ struct mars_backlog {
     int kicked;                             /* once: due, whatever there is */
 };
 
-/* Locked. `have` bytes are there from address `writeback` on. 1: due. 0: not before *until. */
+/* Locked. `have` bytes are there from address `writeback` on. 1: due. 0: not before *until, but for l->back. */
 static inline int mars_backlog_due(const struct mars_log *l, struct mars_backlog *b, uint64_t writeback, uint64_t have,
                                    int crowded, uint64_t now, uint64_t *until)
 {
     uint64_t idle = l->last_write_ns + b->idle_ns;
     if (have == 0) {
         b->since = now;
-        *until = now + b->age_ns;
+        *until = now + (l->durable == writeback ? b->age_ns : b->idle_ns);  /* durable, and being answered */
         return 0;
     }
     if (have >= b->most || crowded || l->pressed || writeback < b->goal || now >= idle)
@@ -50,7 +50,9 @@ static inline uint64_t mars_backlog_wait(struct mars_log *l, struct mars_backlog
         if (due || l->stop || now >= begin + b->age_ns)
             break;
         struct timespec when = mars_deadline((until - now) / 1000000 + 1);
-        pthread_cond_timedwait(&l->work, &l->lock, &when);
+        l->resting = have == 0;
+        pthread_cond_timedwait(&l->back, &l->lock, &when);
+        l->resting = 0;
         now = mars_clock_ns(CLOCK_MONOTONIC);
     }
     b->kicked = 0;

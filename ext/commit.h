@@ -118,7 +118,6 @@ static inline void mars_log_seal(struct mars_log *l, struct mars_group *g)
     const struct mars_segment *s = mars_segments_newest(&l->segments);
     uint64_t now = mars_clock_ns(CLOCK_REALTIME);
     l->lamport_ns = now > l->lamport_ns ? now : l->lamport_ns + 1;
-    l->group_bytes += (g->vend - g->vstart) / 8 - l->group_bytes / 8;
     mars_groups_seal(&l->groups, g, &l->seal, l->durable > s->base ? l->durable - s->base : 0, l->lamport_ns, now);
 }
 
@@ -181,7 +180,7 @@ static inline int mars_log_room(struct mars_log *l, uint32_t span)
     if (l->hook.room && !l->hook.room(l->hook.arg)) {
         if (!l->pressed) {                  /* write-back has to come now, however little there is */
             l->pressed = 1;
-            pthread_cond_broadcast(&l->work);
+            pthread_cond_broadcast(&l->back);
         }
         return 0;
     }

@@ -25,7 +25,7 @@ static inline void mars_log_answer_flushes(struct mars_log *l)
 /* Locked (given up while syncing). One fdatasync, and what it proves. */
 static inline int mars_log_sync_once(struct mars_log *l)
 {
-    uint64_t target = l->written;
+    uint64_t target = l->written, more = target - l->durable;
     uint8_t digest[16];
     int rc, fd = mars_segments_newest(&l->segments)->fd;
     memcpy(digest, l->written_digest, 16);
@@ -42,6 +42,9 @@ static inline int mars_log_sync_once(struct mars_log *l)
     if (target > l->durable) {
         l->durable = target;
         memcpy(l->durable_digest, digest, 16);
+        l->sync_bytes += more / 8 - l->sync_bytes / 8;
+        if (l->resting)
+            pthread_cond_broadcast(&l->back);
     }
     return 0;
 }

@@ -57,6 +57,7 @@ struct mars_log {
     pthread_mutex_t lock;
     pthread_cond_t space;                   /* somebody may append again */
     pthread_cond_t work;                    /* the flusher has something to do, durable moved, or stop */
+    pthread_cond_t back;                    /* write-back is needed, or has something to do again, or stop */
     pthread_cond_t fill;                    /* the filler has something to do, or stop */
     uint64_t device_size;
     uint32_t block_size;
@@ -74,6 +75,7 @@ struct mars_log {
     int extending;                          /* somebody allocates or fills file space of the newest log */
     int peeking;                            /* readers wait for payloads that are being copied */
     int pressed;                            /* a writer waits for what is on top of the log (hook.room) */
+    int resting;                            /* write-back has nothing to do: wake it when durable moves */
     uint64_t stalled;                       /* CLOCK_MONOTONIC ns since when /mars has no room, 0 = it has */
     struct mars_flush *flushes;
     int n_flush;
@@ -81,9 +83,10 @@ struct mars_log {
     uint64_t last_write_ns;                 /* CLOCK_MONOTONIC: the last answer to a write */
     uint64_t *known;                        /* sorted uniques of recovered records (rule 11) */
     uint64_t n_known;
-    uint64_t flush_ns, allocate_step;
+    uint64_t flush_ns;
+    uint64_t allocate_step;                 /* file space at a time, at most */
     uint64_t fill_ahead;                    /* zeros ahead of the groups at most; 0: none */
-    uint64_t group_bytes;                   /* length of the last groups, about */
+    uint64_t sync_bytes;                    /* what the last fdatasyncs made durable, each, about */
     uint32_t batch;
     struct mars_log_counters count;
 };
@@ -126,6 +129,7 @@ static inline void mars_log_fail(struct mars_log *l, int rc, int where)
     }
     pthread_cond_broadcast(&l->space);
     pthread_cond_broadcast(&l->work);
+    pthread_cond_broadcast(&l->back);
     pthread_cond_broadcast(&l->fill);
 }
 

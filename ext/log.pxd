@@ -62,6 +62,7 @@ cdef extern from "log.h" nogil:
         pthread_mutex_t lock
         pthread_cond_t space
         pthread_cond_t work
+        pthread_cond_t back
         pthread_cond_t fill
         uint64_t device_size
         uint32_t block_size

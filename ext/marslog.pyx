@@ -62,6 +62,7 @@ cdef class Log:
         pthread_mutex_init(&self.log.lock, NULL)
         pthread_cond_init(&self.log.space, NULL)
         pthread_cond_init(&self.log.work, NULL)
+        pthread_cond_init(&self.log.back, NULL)
         pthread_cond_init(&self.log.fill, NULL)
 
     def __dealloc__(self):
@@ -191,6 +192,7 @@ cdef class Log:
             self.log.stop = 1
             pthread_cond_broadcast(&self.log.space)
             pthread_cond_broadcast(&self.log.work)
+            pthread_cond_broadcast(&self.log.back)
             pthread_cond_broadcast(&self.log.fill)
             pthread_mutex_unlock(&self.log.lock)
 
@@ -256,7 +258,7 @@ cdef class Log:
 
     @property
     def allocate_step(self):
-        """Bytes of file space allocated at a time."""
+        """Bytes of file space allocated at a time, at most."""
         return self.log.allocate_step
 
     @allocate_step.setter

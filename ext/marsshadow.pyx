@@ -503,7 +503,7 @@ cdef class Volume(Log):
         """The write-back thread's wait ends now."""
         pthread_mutex_lock(&self.log.lock)
         self.backlog.kicked = 1
-        pthread_cond_broadcast(&self.log.work)
+        pthread_cond_broadcast(&self.log.back)
         pthread_mutex_unlock(&self.log.lock)
 
     # ---- what the control plane asks ----

@@ -3,7 +3,8 @@
  * Space that was written once becomes durable about three times faster than space that is only allocated: the file
  * system changes its own records at the first write of each block. A log file that is used again has such space. Where
  * a log has not, a thread of its own writes zeros: as much ahead as the log holds already, between MARS_FILL_LEAST and
- * fill_ahead; nothing while groups are long, because they do not gain and would share the device with the zeros.
+ * fill_ahead; nothing while much becomes durable by one fdatasync, because such a burst would share the device with the
+ * zeros and hardly gain. What a burst allocated and did not use stays unwritten, so it allocates little at a time.
  *
  * Invariant: zeros are written only behind `allocated`, groups only before it, and `allocated` moves only in the hands
  * of the one who has set `extending`. A writer that is faster waits for the part being filled, and then allocates
@@ -19,7 +20,8 @@ enum {
     MARS_FILL_LEAST = 16 << 20,
     MARS_FILL_PART = 4 << 20,               /* so long may a writer wait for zeros */
     MARS_FILL_WRITE = 1 << 20,
-    MARS_FILL_LONG_GROUP = 256 << 10,
+    MARS_FILL_LONG_SYNC = 2 << 20,
+    MARS_ALLOCATE_LEAST = 4 << 20,
 };
 
 /* ---- how much ahead ---- */
@@ -29,7 +31,7 @@ static inline uint64_t mars_log_fill_wanted(const struct mars_log *l)
 {
     uint64_t at = l->groups.appended - l->segments.one[l->segments.n - 1].base;
     uint64_t ahead = at < MARS_FILL_LEAST ? MARS_FILL_LEAST : at;
-    if (l->frozen || l->stalled || l->group_bytes > MARS_FILL_LONG_GROUP)
+    if (l->frozen || l->stalled || l->sync_bytes > MARS_FILL_LONG_SYNC)
         return 0;
     return ahead < l->fill_ahead ? ahead : l->fill_ahead;
 }
@@ -73,12 +75,19 @@ static inline int mars_log_allocate(struct mars_log *l, struct mars_segment *s, 
     return rc;
 }
 
-/* Not locked. File bytes up to `end`, ahead if possible. */
-static inline int mars_log_extend(struct mars_log *l, struct mars_segment *s, uint64_t end)
+/* Locked. Bytes of file space to allocate at a time: what is written in the time of one fdatasync, about. */
+static inline uint64_t mars_log_step(const struct mars_log *l)
+{
+    uint64_t step = l->sync_bytes < MARS_ALLOCATE_LEAST ? MARS_ALLOCATE_LEAST : mars_up(l->sync_bytes);
+    return step < l->allocate_step ? step : l->allocate_step;
+}
+
+/* Not locked. File bytes up to `end`, `step` at a time if possible. */
+static inline int mars_log_extend(struct mars_log *l, struct mars_segment *s, uint64_t end, uint64_t step)
 {
     int rc;
     do
-        rc = mars_log_allocate(l, s, l->allocate_step);
+        rc = mars_log_allocate(l, s, step);
     while (rc == 0 && end > s->allocated);
     if (mars_no_space(rc))
         rc = mars_log_allocate(l, s, end - s->allocated);       /* the rest of /mars may still take this group */
@@ -90,7 +99,7 @@ static inline int mars_log_extend(struct mars_log *l, struct mars_segment *s, ui
 static inline int mars_log_has_space(struct mars_log *l, struct mars_group *g)
 {
     struct mars_segment s = *mars_segments_newest(&l->segments);
-    uint64_t end = MARS_BLOCK + mars_up(g->vend) - s.base;
+    uint64_t end = MARS_BLOCK + mars_up(g->vend) - s.base, step = mars_log_step(l);
     int rc;
     if (mars_log_fill_low(l))
         pthread_cond_signal(&l->fill);
@@ -100,7 +109,7 @@ static inline int mars_log_has_space(struct mars_log *l, struct mars_group *g)
         return 0;
     l->extending = 1;
     pthread_mutex_unlock(&l->lock);
-    rc = mars_log_extend(l, &s, end);
+    rc = mars_log_extend(l, &s, end, step);
     pthread_mutex_lock(&l->lock);
     l->extending = 0;
     pthread_cond_broadcast(&l->space);

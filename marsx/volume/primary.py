@@ -25,7 +25,7 @@ from marsx.volume.env import Env, announce, previous_point
 from marsx.volume.replay import apply_windows
 
 PREALLOCATE = 64 << 20
-FIRST_SPACE = 4 << 20                           # of a log without a recycled file; the rest is filled
+FIRST_SPACE = 1 << 20                           # of a new log: its first writes do not wait for the filler
 FAILURES: dict[int, str] = marslog.FAILURES
 
 

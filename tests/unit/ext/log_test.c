@@ -99,6 +99,7 @@ static void start(void)
     pthread_mutex_init(&l.lock, NULL);
     pthread_cond_init(&l.space, NULL);
     pthread_cond_init(&l.work, NULL);
+    pthread_cond_init(&l.back, NULL);
     pthread_cond_init(&l.fill, NULL);
     NEED(mars_log_init(&l, DEVICE, 512, RING, -1) == 0);
     l.flush_ns = 1000000;
