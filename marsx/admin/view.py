@@ -1,341 +1,205 @@
-"""Looking: `view` prints the state of each resource in one line, `view-NAME` a single value for scripts.
+"""Looking: `view` prints the state of the resources, `view-NAME` one value or macro, --macro a text of one's own.
 
-The line is `  RES [replicas/hosts] diskstate replstate flags role primarynode`; words and flags are those scripts know
-(facts 8.5.1, column [M]). All of it is a function of one picture of the tree, plus three looks at this host: is
-marsd running, does the data device exist, does the device exist.
+What there is to see is in `admin.views`, the language in `admin.macro`; the list is docs/views.md. Here is only which
+resources are meant, what frames the output of `all`, and the commands' rows. A resource that cannot be shown does not
+stop the others.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from marsx.admin import state
-from marsx.admin.context import Context, require_cluster, require_resource
-from marsx.admin.table import Command
-from marsx.base.errors import UsageError
-from marsx.tree.view import View
+from marsx.admin.context import Context, require_cluster, require_resource, resource_list
+from marsx.admin.table import Command, aliased
+from marsx.base.errors import MarsError, PartlyFailedError, UsageError
 
-ALIVE_WINDOW_NS = 60 * 1_000_000_000
-KINDS = ("sync", "fetch", "replay", "work")
-RATED = ("sync", "fetch", "replay")
-LOG_DAMAGE = {"-85": "IncompleteLog", "-56": "UnInitializedLogRecord"}
-UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+if TYPE_CHECKING:
+    from marsx.admin.views.source import ViewSource
 
-
-def view(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
-    """One line for one resource."""
-    ctx.say(line(ctx, ctx.view(), resource))
+OF_ALL = ("default", "1and1")
+"""Macros that show all resources when none is named."""
+COMMON: dict[str, Any] = {"family": "view", "daemon": False, "writes": False, "member": False, "scope": "none"}
 
 
-def line(ctx: Context, tree: View, resource: str) -> str:
-    """The line of one resource as this host sees it."""
-    require_resource(tree, resource)
-    words = (
-        f"[{len(tree.members(resource))}/{len(tree.hosts)}]",
-        diskstate(ctx, tree, resource),
-        replstate(ctx, tree, resource),
-        flags(ctx, tree, resource),
-        role(tree, resource, ctx.host),
-        tree.designated(resource),
-    )
-    return f"  {resource} {' '.join(words)}".rstrip()
+def view(ctx: Context, args: tuple[str, ...], name: str = "default") -> None:
+    """`view[-NAME] [RES|all] [ARGUMENT...]`"""
+    require_cluster(ctx.view(), ctx.host)
+    from marsx.admin.views.source import ViewSource
+
+    if ctx.options.json:
+        return _json(ctx, args, name)
+    source = ViewSource(ctx)
+    if ctx.options.macro is not None:
+        return _of_resources(ctx, source, "", ctx.options.macro, args)
+    if _speaks_of_no_resource(source, name):
+        return _say(ctx, source.show(name, "", _behind_resource(ctx, args)) or "")
+    if not args and name not in OF_ALL and name not in source.macro_names():
+        raise UsageError(f"view-{name}: an argument is missing", f"usage: marsadm view-{name} RES")
+    _of_resources(ctx, source, name, None, args)
 
 
-def diskstate(ctx: Context, tree: View, resource: str) -> str:
-    """The replica's data in one word."""
-    error = tree.actual(resource, ctx.host, "disk-error")
-    prefix = f"DISK_ERROR={error}," if error not in ("", "0") else ""
-    return prefix + _diskstate(ctx, tree, resource)
+def _speaks_of_no_resource(source: ViewSource, name: str) -> bool:
+    from marsx.admin.views.macros import GLOBAL
+
+    row = source.values.get(name)
+    own = name in source.macro_names()
+    return not own and (name in GLOBAL or (row is not None and row.scope == "host" and name != "is-alive"))
 
 
-def _diskstate(ctx: Context, tree: View, resource: str) -> str:
-    host = ctx.host
-    attached = _is(tree, resource, host, "is-attached")
-    if host not in tree.members(resource):
-        return "NotJoined"
-    if not os.path.exists(tree.data(resource, host)):
-        return "NotPresent"
-    if not tree.todo(resource, host, "attach"):
-        return "Detaching" if attached else "Detached"
-    code, _, rest = tree.actual(resource, host, "replay-code").partition(",")
-    if code.startswith("-"):
-        return f"{LOG_DAMAGE.get(code, 'DefectiveLog')}[{code}{',' + rest if rest else ''}]"
-    if _orphan(ctx, tree, resource):
-        return "Orphan"
-    if not attached:
-        return "NoAttach"
-    if _is(tree, resource, host, "is-primary"):
-        return _primary_disk(tree, resource, host)
-    if not tree.consistent(resource, host):
-        return "InConsistent"
-    behind = ("F" if state.fetch_rest(tree, resource, host) else "") + (
-        "R" if state.replay_rest(tree, resource, host) else ""
-    )
-    if behind:
-        return f"OutDated[{behind}]"
-    return "EmergencyMode" if _emergency(tree, resource) else "UpToDate"
+def _behind_resource(ctx: Context, args: tuple[str, ...]) -> tuple[str, ...]:
+    """Arguments without a resource before them, which values of the host need not have."""
+    return args[1:] if args and (args[0] == "all" or args[0] in ctx.view().resources) else args
 
 
-def _primary_disk(tree: View, resource: str, host: str) -> str:
-    rest = state.replay_rest(tree, resource, host)
-    if rest:
-        return f"WriteBack[{human(rest)}]"
-    return "EmergencyMode" if _emergency(tree, resource) else "UpToDate"
+def _of_resources(ctx: Context, source: ViewSource, name: str, text: str | None, args: tuple[str, ...]) -> None:
+    """A macro or value for each resource that is meant, or once for none."""
+    if not args and name not in OF_ALL:
+        return _say(ctx, _text_of(source, name, text, "", ()))
+    word, rest = (args[0], args[1:]) if args else ("all", ())
+    names = resource_list(ctx.view(), word, ctx.host, False)
+    framed = word == "all"
+    if framed:
+        _say(ctx, _frame(source, name, "header"))
+    failed = []
+    for resource in names:
+        try:
+            require_resource(ctx.view(), resource)
+            if framed:
+                _say(ctx, _frame(source, name, "resource-header", resource))
+            _say(ctx, _text_of(source, name, text, resource, rest))
+        except MarsError as error:
+            failed.append(error)
+            if len(names) > 1:
+                ctx.note(f"marsadm: {error.text}")
+    if framed:
+        _say(ctx, _frame(source, name, "global"))
+        _say(ctx, _frame(source, name, "footer"))
+    if failed:
+        _give_up(failed, len(names))
 
 
-def _emergency(tree: View, resource: str) -> bool:
-    return any(tree.has_emergency(resource, host) for host in tree.actual_primaries(resource))
+def _give_up(failed: list[MarsError], asked: int) -> None:
+    if len(failed) == asked and len({error.exit_code for error in failed}) == 1:
+        raise failed[-1]
+    raise PartlyFailedError(f"{len(failed)} of {asked} resources could not be shown", "the messages above say why")
 
 
-def _orphan(ctx: Context, tree: View, resource: str) -> bool:
-    """A secondary whose log to replay is missing or shorter than its replay position, while more is known elsewhere."""
-    replay = tree.replay(resource, ctx.host)
-    if replay is None or _is(tree, resource, ctx.host, "is-primary") or not state.fetch_rest(tree, resource, ctx.host):
-        return False
-    oldest = min((file.nr for file in ctx.store.log_files(resource)), default=0)
-    return oldest > replay.pos.nr
+def _text_of(source: ViewSource, name: str, text: str | None, resource: str, args: tuple[str, ...]) -> str:
+    found = source.show(name, resource, args) if text is None else source.run(text, resource, args)
+    if found is None:
+        raise _unknown(name)
+    return found
 
 
-def replstate(ctx: Context, tree: View, resource: str) -> str:
-    """What goes on with the replica, in one word."""
-    host = ctx.host
-    primary = tree.designated(resource)
-    if host not in tree.members(resource):
-        return "NotJoined"
-    if not ctx.daemon_there():
-        return "ModuleNotLoaded"
-    if primary == host:
-        if not _is(tree, resource, host, "is-primary"):
-            return "NotYetPrimary"
-        return "EmergencyMode" if tree.has_emergency(resource, host) else "Replicating"
-    return _secondary_state(ctx, tree, resource, primary)
+def _frame(source: ViewSource, name: str, part: str, resource: str = "") -> str:
+    """NAME-header and its kin; each resource has a header whatever is shown."""
+    for macro in (f"{name}-{part}", f"default-{part}" if part == "resource-header" else ""):
+        if macro and source.macro(macro) is not None:
+            return source.show(macro, resource) or ""
+    return ""
 
 
-def _secondary_state(ctx: Context, tree: View, resource: str, primary: str) -> str:
-    host = ctx.host
-    if not tree.sync_done(resource, host):
-        return "Syncing" if tree.todo(resource, host, "sync") else "PausedSync"
-    for switch, word in (("connect", "PausedFetch"), ("allow-replay", "PausedReplay")):
-        if not tree.todo(resource, host, switch):
-            return word
-    if not primary:
-        return "NoPrimaryDesignated"
-    if not tree.alive(primary, ctx.clock_ns(), ALIVE_WINDOW_NS):
-        return "PrimaryUnreachable"
-    return "Orphan" if _orphan(ctx, tree, resource) else "Replaying"
+def _say(ctx: Context, text: str) -> None:
+    """With just one newline at its end, if there is anything."""
+    text = text.rstrip("\n")
+    if text:
+        ctx.say(text)
 
 
-def flags(ctx: Context, tree: View, resource: str) -> str:
-    """Six letters: device, consistent, attached, synced, fetched, replayed; small: on the way, `-`: no."""
-    host = ctx.host
-    if host not in tree.members(resource):
-        return "------"
-    device = os.path.exists(_device(ctx, tree, resource))
-    disk = os.path.exists(tree.data(resource, host))
-    synced = tree.sync_done(resource, host)
-    attached, wanted = _is(tree, resource, host, "is-attached"), tree.todo(resource, host, "attach")
-    return "".join((
-        "D" if device else "d" if disk else "-",
-        "C" if tree.consistent(resource, host) else "c" if synced else "-",
-        "A" if attached and wanted else "a" if attached or wanted else "-",
-        "S" if synced else "s" if tree.todo(resource, host, "sync") else "-",
-        "F" if not state.fetch_rest(tree, resource, host) else "f" if tree.todo(resource, host, "connect") else "-",
-        "R" if not state.replay_rest(tree, resource, host)
-        else "r" if tree.todo(resource, host, "allow-replay") else "-",
-    ))  # fmt: skip
+def _json(ctx: Context, args: tuple[str, ...], name: str) -> None:
+    """The structure of all, or one value of the resources that are meant."""
+    import json
+
+    from marsx.admin.views.structure import one_value, structure
+
+    word = args[0] if args else "all"
+    tree = ctx.view()
+    if ctx.options.macro is not None:
+        raise UsageError("--macro makes text, not JSON", "leave one of --macro and --json out")
+    names = resource_list(tree, word, ctx.host, False)
+    for resource in names:
+        require_resource(tree, resource)
+    found = structure(ctx, names) if name == "default" else one_value(ctx, names, name, args[1:])
+    if found is None:
+        raise _unknown(name)
+    ctx.say(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def role(tree: View, resource: str, host: str) -> str:
-    """The host's role, by wish and by fact."""
-    if host not in tree.members(resource):
-        return "None"
-    primaries = tree.actual_primaries(resource)
-    designated = tree.designated(resource) == host
-    if host not in primaries:
-        return "NotYetPrimary" if designated else "Secondary"
-    if len(primaries) > 1:
-        return "ForcedPrimary"
-    return "Primary" if designated else "RemainsPrimary"
+def _unknown(name: str) -> UsageError:
+    import difflib
 
+    from marsx.admin.views.macros import MACROS
+    from marsx.admin.views.table import all_values
 
-def human(amount: int) -> str:
-    """1.500GiB"""
-    for name, unit in UNITS:
-        if amount >= unit:
-            return f"{amount / unit:.3f}{name}"
-    return f"{amount}B"
-
-
-def _is(tree: View, resource: str, host: str, key: str) -> bool:
-    return tree.actual(resource, host, key) == "1"
-
-
-def _device(ctx: Context, tree: View, resource: str) -> str:
-    return f"{ctx.paths.dev_dir}/{tree.device(resource, ctx.host) or resource}"
-
-
-# Single values
-
-Value = Callable[[Context, View, str], object]
-
-
-def _amount(kind: str, part: str) -> Value:
-    """sync, fetch, replay or work; pos, size or rest. Log amounts count from the start of the log being replayed."""
-
-    def value(ctx: Context, tree: View, resource: str) -> int:
-        pos, size = _span(tree, resource, ctx.host, kind)
-        return {"pos": pos, "size": size, "rest": max(0, size - pos)}[part]
-
-    return value
-
-
-def _span(tree: View, resource: str, host: str, kind: str) -> tuple[int, int]:
-    if kind == "sync":
-        return tree.syncstatus(resource, host), tree.size(resource)
-    replay = tree.replay(resource, host)
-    replayed = replay.pos.pos if replay else 0
-    fetched = replayed + state.replay_rest(tree, resource, host)
-    known = fetched + state.fetch_rest(tree, resource, host)
-    return {"replay": (replayed, fetched), "fetch": (fetched, known), "work": (replayed, known)}[kind]
-
-
-def _rate(ctx: Context, tree: View, resource: str, kind: str) -> int:
-    key = {"sync": "sync", "fetch": "file", "replay": "replay"}[kind]
-    text = tree.actual(resource, ctx.host, f"amount-{key}_rate")
-    return int(text) * 1024 if text.isdigit() else 0
-
-
-def _remain(ctx: Context, tree: View, resource: str, kind: str) -> int:
-    pos, size = _span(tree, resource, ctx.host, kind)
-    rate = _rate(ctx, tree, resource, kind)
-    return 0 if pos >= size else (size - pos) // rate if rate else -1
-
-
-def _percent(ctx: Context, tree: View, resource: str, kind: str) -> str:
-    pos, size = _span(tree, resource, ctx.host, kind)
-    return "100.00" if pos >= size else f"{min(99.99, 100 * pos / size):.2f}"
-
-
-def _reached(ctx: Context, tree: View, resource: str, kind: str) -> int:
-    pos, size = _span(tree, resource, ctx.host, kind)
-    return int(pos >= size)
-
-
-def _vector(ctx: Context, tree: View, resource: str) -> str:
-    return ":".join(
-        str(_amount(*what)(ctx, tree, resource)) for what in (("replay", "pos"), ("fetch", "pos"), ("fetch", "size"))
-    )
-
-
-def _fact(key: str) -> Value:
-    return lambda ctx, tree, resource: tree.actual(resource, ctx.host, key) or "0"
-
-
-def _todo(key: str) -> Value:
-    return lambda ctx, tree, resource: int(tree.todo(resource, ctx.host, key))
-
-
-def _alive(ctx: Context, tree: View, resource: str) -> int:
-    host = tree.designated(resource) or ctx.host
-    return int(tree.alive(host, ctx.clock_ns(), ALIVE_WINDOW_NS))
-
-
-def _messages(ctx: Context, tree: View, resource: str) -> str:
-    return "\n".join(f"{key}: {text}" for key, text in tree.messages(resource, ctx.host).items())
-
-
-OF_RESOURCE: dict[str, Value] = {
-    "is-attach": _fact("is-attached"),
-    "is-sync": _fact("is-syncing"),
-    "is-fetch": _fact("is-copying"),
-    "is-replay": _fact("is-replaying"),
-    "is-primary": _fact("is-primary"),
-    "is-secondary": lambda ctx, tree, res: int(not _is(tree, res, ctx.host, "is-primary")),
-    "is-emergency": _fact("has-emergency"),
-    "is-consistent": lambda ctx, tree, res: int(tree.consistent(res, ctx.host)),
-    "is-split-brain": lambda ctx, tree, res: int(bool(state.split_brain(tree, res))),
-    "is-orphan": lambda ctx, tree, res: int(_orphan(ctx, tree, res)),
-    "is-alive": _alive,
-    "is-member": lambda ctx, tree, res: int(ctx.host in tree.members(res)),
-    "todo-attach": _todo("attach"),
-    "todo-sync": _todo("sync"),
-    "todo-fetch": _todo("connect"),
-    "todo-connect": _todo("connect"),
-    "todo-replay": _todo("allow-replay"),
-    "todo-primary": lambda ctx, tree, res: "1" if tree.designated(res) == ctx.host else "",
-    "get-primary": lambda ctx, tree, res: tree.designated(res),
-    "actual-primary": lambda ctx, tree, res: next(iter(tree.actual_primaries(res)), ""),
-    "get-disk": lambda ctx, tree, res: tree.data(res, ctx.host),
-    "get-device": _device,
-    "device-opened": _fact("open-count"),
-    "disk-error": _fact("disk-error"),
-    "replay-code": _fact("replay-code"),
-    "resource-members": lambda ctx, tree, res: "\n".join(tree.members(res)),
-    "resource-size": lambda ctx, tree, res: tree.size(res),
-    "resource-errors": _messages,
-    "diskstate": diskstate,
-    "replstate": replstate,
-    "flags": flags,
-    "role": lambda ctx, tree, res: role(tree, res, ctx.host),
-    "primarynode": lambda ctx, tree, res: tree.designated(res),
-    "default": line,
-    "summary-vector": _vector,
-    **{f"{kind}-{part}": _amount(kind, part) for kind in KINDS for part in ("pos", "size", "rest")},
-    **{f"{kind}-percent": partial(_percent, kind=kind) for kind in KINDS},
-    **{f"{kind}-reached": partial(_reached, kind=kind) for kind in KINDS},
-    **{f"{kind}-remain": partial(_remain, kind=kind) for kind in RATED},
-    **{f"{kind}-rate": partial(_rate, kind=kind) for kind in RATED},
-}  # fmt: skip
-
-OF_HOST: dict[str, Callable[[Context, View], object]] = {
-    "uuid": lambda ctx, tree: tree.uuid,
-    "rest-space": lambda ctx, tree: tree.rest_space(ctx.host),
-    "total-space": lambda ctx, tree: tree.host_actual(ctx.host, "total-space") or "0",
-    "cluster-members": lambda ctx, tree: "\n".join(tree.hosts),
-    "my-resources": lambda ctx, tree: "\n".join(res for res in tree.resources if ctx.host in tree.members(res)),
-    "all-resources": lambda ctx, tree: "\n".join(tree.resources),
-    "is-module-loaded": lambda ctx, tree: int(ctx.daemon_there()),
-}
+    near = difflib.get_close_matches(name, [*MACROS, *all_values()], 3)
+    hint = f"did you mean: {', '.join('view-' + word for word in near)}" if near else "docs/views.md lists them"
+    return UsageError(f"there is no value '{name[:80]}' to view, and no macro", hint)
 
 
 def primitive(name: str) -> Command | None:
-    """The row of `view-NAME`, if there is such a value."""
+    """The row of `view-NAME`; whether there is such a value shows when the files of macros have been looked at."""
     if not name.startswith("view-"):
         return None
     key = name.removeprefix("view-")
-    common: dict[str, Any] = {"family": "view", "daemon": False, "writes": False, "member": False}
-    if key in OF_RESOURCE:
-        return Command(name, "RES", partial(_show, key=key), "print one value", **common)
-    if key in OF_HOST:
-        return Command(name, "", partial(_show_host, key=key), "print one value", scope="none", extra=(0, 1), **common)
-    raise UsageError(f"there is no value '{key[:80]}' to view", "marsadm view --help lists them")
+    return Command(
+        name, "[RES] [ARGUMENT...]", partial(_view_named, name=key), "print one value or macro", extra=(0, 9), **COMMON
+    )
 
 
-def _show(ctx: Context, resource: str, args: tuple[str, ...], key: str) -> None:
-    tree = ctx.view()
-    require_resource(tree, resource)
-    text = str(OF_RESOURCE[key](ctx, tree, resource))
-    if text:
-        ctx.say(text)
+def _view_named(ctx: Context, args: tuple[str, ...], name: str) -> None:
+    from marsx.admin.macro.files import MacroFiles
+    from marsx.admin.views.macros import MACROS
+    from marsx.admin.views.table import all_values
+
+    if name not in MACROS and name not in all_values():
+        import os
+
+        if MacroFiles(os.environ, lambda text: None).text(name) is None:
+            raise _unknown(name)
+    view(ctx, args, name)
 
 
-def _show_host(ctx: Context, args: tuple[str, ...], key: str) -> None:
-    tree = ctx.view()
-    require_cluster(tree, ctx.host)
-    text = str(OF_HOST[key](ctx, tree))
-    if text:
-        ctx.say(text)
+def _lazy(name: str) -> Any:
+    """A command of `admin.show`, imported when it runs."""
+
+    def run(*args: Any) -> Any:
+        from marsx.admin import show
+
+        return getattr(show, name)(*args)
+
+    return run
 
 
-COMMANDS = (
+EACH: dict[str, Any] = {**COMMON, "scope": "each"}
+_ROWS = (
     Command(
-        "view", "[RES]", view, "print the state of each resource in one line", "view",
-        needs="  RES [replicas/hosts] diskstate replstate flags role primarynode\n"
-        f"view-NAME RES prints one value: {' '.join(OF_RESOURCE)}\n"
-        f"view-NAME prints one value: {' '.join(OF_HOST)}",
-        example="marsadm view all", scope="maybe", daemon=False, writes=False, member=False,
+        "view", "[RES]", view, "print the state of each resource",
+        needs="""  RES [replicas/hosts] diskstate replstate flags role primarynode
+        With the device that is here, what is under way, and what is wrong.
+        view-NAME RES prints one value or macro; docs/views.md lists them.
+        --macro=TEXT prints what TEXT evaluates to; --json prints all values as one structure.""",
+        example="marsadm view all", **{**COMMON, "extra": (0, 9)},
     ),
+    Command("show", "[RES]", _lazy("show"), "print the tree's entries of a resource as PATH=VALUE",
+            example="marsadm show data", **{**COMMON, "extra": (0, 1)}),
+    Command("show-errors", "RES", _lazy("show_errors"), "print warnings and errors, old ones too",
+            needs="Status 1 if there are any.", example="marsadm show-errors data", **EACH),
+    Command("show-state", "RES", _lazy("show_state"), "print the state of the replica here in words",
+            example="marsadm show-state data", **EACH),
+    Command("show-info", "RES", _lazy("show_info"), "print what marsd said about the resource last",
+            example="marsadm show-info data", **EACH),
+    Command("role", "RES", _lazy("role"), "print the role of this host in a sentence",
+            example="marsadm role data", **EACH),
+    Command("cat", "FILE...", _lazy("cat"), "print files with time stamps as dates",
+            example="marsadm cat /run/mars/marsd.log", **{**COMMON, "extra": (1, 99)}),
+    Command("dump-macros", "", _lazy("dump_macros"), "write the built-in macros to NAME.tpl files here",
+            needs="No file is written over.", example="marsadm dump-macros", **COMMON),
+    Command("dump-all-macros", "", _lazy("dump_all_macros"), "the same, and one for each value",
+            needs="No file is written over.", example="marsadm dump-all-macros", **COMMON),
 )  # fmt: skip
+_ALIASES = (("show-state", "mars-state"), ("show-info", "mars-info"), ("role", "state"))
+COMMANDS = (
+    *_ROWS,
+    *(aliased(row, alias) for row in _ROWS for name, alias in _ALIASES if row.name == name),
+)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from marsx.base.config import Paths
+from marsx.base.mounts import device_number, mounts_of
 from marsx.log import chain
 from marsx.tree.distance import LogMap
 from marsx.tree.view import View
@@ -364,32 +365,13 @@ class _Builder:
 
 def look(view: View, paths: Paths, host: str, **known: str | int) -> Local:
     """What can be seen of this host: devices, mounts."""
-    numbers = {name: _rdev(f"{paths.dev_dir}/{view.device(name, host) or name}") for name in view.resources}
-    mounts = _mounts({number for number in numbers.values() if number})
+    numbers = {name: device_number(f"{paths.dev_dir}/{view.device(name, host) or name}") for name in view.resources}
+    mounts = mounts_of({number for number in numbers.values() if number})
+    points = {number: tuple(mount.point for mount in found) for number, found in mounts.items()}
     return Local(
         host=host,
-        mounts={name: mounts[number] for name, number in numbers.items() if number in mounts},
+        mounts={name: points[number] for name, number in numbers.items() if number in points},
         devices=frozenset(name for name, number in numbers.items() if number),
         disks=frozenset(name for name in view.resources if os.path.exists(view.data(name, host) or "/nonexistent")),
         **known,  # type: ignore[arg-type]
     )
-
-
-def _rdev(path: str) -> str:
-    try:
-        number = os.stat(path).st_rdev
-    except OSError:
-        return ""
-    return f"{os.major(number)}:{os.minor(number)}" if number else ""
-
-
-def _mounts(numbers: set[str]) -> dict[str, tuple[str, ...]]:
-    """device number -> mount points, of this mount name space."""
-    found: dict[str, list[str]] = {}
-    if numbers:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                words = line.split()
-                if words[2] in numbers:
-                    found.setdefault(words[2], []).append(words[4].replace("\\040", " "))
-    return {number: tuple(mounts) for number, mounts in found.items()}

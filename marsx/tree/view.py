@@ -116,7 +116,7 @@ class View:
                 continue
             self._values[rel] = value
             self._stamps[rel] = stamp
-            if name.resource:
+            if name.resource or name.kind == "message":
                 self._resources.setdefault(name.resource, {}).setdefault(name.kind, []).append(name)
             elif name.kind == "host-ip":
                 ips[name.host] = value
@@ -328,9 +328,12 @@ class View:
 
     def host_messages(self, host: str) -> dict[str, str]:
         """KEY -> text of the standing messages of a host about itself."""
-        names = filter(None, map(paths.parse, self._values))
-        return self._standing(name for name in names if name.kind == "message" and name.host == host
-                              and not name.resource)
+        return self.messages("", host)
+
+    def all_messages(self, resource: str, host: str) -> dict[str, str]:
+        """KEY -> value as it stands, `OK` too; of a host about itself if `resource` is empty."""
+        names = self._resources.get(resource, {}).get("message", ())
+        return {name.key: self._values[name.rel] for name in names if name.host == host}
 
     # Inside
 
