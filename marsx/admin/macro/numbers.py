@@ -114,4 +114,6 @@ def progress(width: int, low: Number, middle: Number, high: Number) -> str:
 def _part(room: int, value: Number, high: Number) -> int:
     if not (math.isfinite(value) and math.isfinite(high)):
         return 0
-    return room if value >= high else max(0, int(room * value / high))
+    if value >= high:
+        return room
+    return int(max(0.0, min(float(room), room * (value / high)))) if high > 0 else 0
