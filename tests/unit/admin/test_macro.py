@@ -57,7 +57,8 @@ class Bench:
         self.links[path] = value
 
     def wait(self, resource: str, condition: Callable[[], bool] | str) -> None:
-        assert condition == "is-on" or condition()  # type: ignore[operator]
+        if condition != "is-on" and not (callable(condition) and condition()):
+            raise TimeoutExpired(f"waited for {condition}")
 
     def sleep(self, seconds: float) -> None:
         self.clock.now += seconds
