@@ -28,6 +28,7 @@ from marsx.volume.primary import FAILURES, Primary
 LOG = messages.get("daemon.producer")
 # Short: a wish that is taken back meanwhile must not take the device away. The runner tries again every second.
 DETACH_PATIENCE_S = 0.3
+MOVED_PAUSE_S = 0.005
 
 
 class Producer:
@@ -63,7 +64,7 @@ class Producer:
         volume, header = self.primary.volume, self.primary.header
         assert volume is not None and header is not None
         self.gate = SpanGate(self.primary, self.stock.move(header.start, header.digest0), self.site.executor)
-        self.site.loop.add_reader(self.event_fd, self._moved)
+        self._listen()
         self._threads = [
             self.site.thread(f"flush-{self.resource}", self.primary.flusher_body),
             self.site.thread(f"fill-{self.resource}", self.primary.filler_body),
@@ -118,10 +119,21 @@ class Producer:
 
     # ---- being ----
 
-    def _moved(self) -> None:
-        """The event descriptor says, or a rotation: durable moved, or the volume failed or stalled."""
+    def _listen(self) -> None:
+        if self.event_fd >= 0:
+            self.site.loop.add_reader(self.event_fd, self._told)
+
+    def _told(self) -> None:
+        """The event descriptor says: durable moved, or the volume failed or stalled. A flush behind each write says so
+        thousands of times a second; who waits for a flush wants the processor."""
+        self.site.loop.remove_reader(self.event_fd)
+        self.site.loop.call_later(MOVED_PAUSE_S, self._listen)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.event_fd)
+        self._moved()
+
+    def _moved(self) -> None:
+        """As far as the log is durable now, it may be fetched."""
         volume = self.primary.volume
         if volume is None:
             return
