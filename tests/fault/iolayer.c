@@ -101,7 +101,7 @@ static int before(struct step *s, const char *path, const char *path2, const str
 {
     s->event.op = (uint16_t)s->op;
     s->recorded = io_record_fd >= 0 && s->op != IO_READ && (io_below_roots(path) || (path2 && io_below_roots(path2)));
-    s->act = io_apply_rules(s->op, path, path2);
+    s->act = io_apply_rules(s->op, path, path2, s->event.off, s->event.len);
     if (s->recorded && !s->act.error)
         io_record_issue(&s->event, path, path2, data);
     io_delay(s->act.delay);             /* between issue and end: so much longer is it in flight */
@@ -145,6 +145,14 @@ static int before_fd(struct step *s, int fd, const struct io_data *data)
     return before(s, path, NULL, data);
 }
 
+static size_t sum_of(const struct iovec *iov, int n)
+{
+    size_t sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += iov[i].iov_len;
+    return sum;
+}
+
 /* offset -1: at the descriptor's own position */
 static ssize_t write_at(int fd, const struct iovec *iov, int n, off_t off)
 {
@@ -156,8 +164,7 @@ static ssize_t write_at(int fd, const struct iovec *iov, int n, off_t off)
         s.event.off = off >= 0 ? (uint64_t)off : (uint64_t)lseek(fd, 0, SEEK_CUR);
         if (off < 0 && (fcntl(fd, F_GETFL) & O_APPEND))
             s.event.off = (uint64_t)-1;
-        for (int i = 0; i < n; i++)
-            s.event.len += iov[i].iov_len;
+        s.event.len = sum_of(iov, n);
         if (before_fd(&s, fd, &data))
             return -1;
         if (s.act.shorter && n > 0 && (size_t)s.act.shorter < iov[0].iov_len) {
@@ -209,33 +216,38 @@ ssize_t pwrite64(int, const void *, size_t, off_t) __attribute__((alias("pwrite"
 ssize_t pwritev64(int, const struct iovec *, int, off_t) __attribute__((alias("pwritev")));
 ssize_t pwritev64v2(int, const struct iovec *, int, off_t, int) __attribute__((alias("pwritev2")));
 
-static ssize_t read_step(struct step *s, int fd)
+/* off -1: at the descriptor's own position */
+static ssize_t read_step(struct step *s, int fd, off_t off, size_t n)
 {
-    return wanted(IO_READ) ? before_fd(s, fd, NULL) : 0;
+    if (!wanted(IO_READ))
+        return 0;
+    s->event.off = (uint64_t)(off >= 0 ? off : lseek(fd, 0, SEEK_CUR));
+    s->event.len = n;
+    return before_fd(s, fd, NULL);
 }
 
 ssize_t read(int fd, void *p, size_t n)
 {
     struct step s = {.op = IO_READ};
-    return read_step(&s, fd) ? -1 : after(&s, io_call(SYS_read, fd, p, n));
+    return read_step(&s, fd, -1, n) ? -1 : after(&s, io_call(SYS_read, fd, p, n));
 }
 
 ssize_t pread(int fd, void *p, size_t n, off_t off)
 {
     struct step s = {.op = IO_READ};
-    return read_step(&s, fd) ? -1 : after(&s, io_call(SYS_pread64, fd, p, n, off));
+    return read_step(&s, fd, off, n) ? -1 : after(&s, io_call(SYS_pread64, fd, p, n, off));
 }
 
 ssize_t preadv(int fd, const struct iovec *iov, int n, off_t off)
 {
     struct step s = {.op = IO_READ};
-    return read_step(&s, fd) ? -1 : after(&s, io_call(SYS_preadv, fd, iov, n, off, 0L));
+    return read_step(&s, fd, off, sum_of(iov, n)) ? -1 : after(&s, io_call(SYS_preadv, fd, iov, n, off, 0L));
 }
 
 ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 {
     struct step s = {.op = IO_READ};
-    return read_step(&s, fd) ? -1 : after(&s, io_call(SYS_preadv2, fd, iov, n, off, 0L, flags));
+    return read_step(&s, fd, off, sum_of(iov, n)) ? -1 : after(&s, io_call(SYS_preadv2, fd, iov, n, off, 0L, flags));
 }
 
 ssize_t pread64(int, void *, size_t, off_t) __attribute__((alias("pread")));

@@ -40,6 +40,7 @@ struct io_rule {
     uint32_t ops;
     char line[512], pattern[256], trigger[256], unless[256];
     uint64_t nth, from, every, chance;  /* chance: of 2^32; 0 = always */
+    uint64_t sector;                    /* its first byte, +1; 0 = the rule is not about a sector */
     uint64_t seen;
     int number, error, kill, kill_after;
     long delay_lo, delay_hi, shorter;   /* delays in microseconds */
@@ -81,7 +82,7 @@ static int io_errno_of(const char *name)
 {
     static const struct { const char *name; int code; } known[] = {
         {"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EDQUOT", EDQUOT}, {"EROFS", EROFS}, {"EINTR", EINTR}, {"ENOMEM", ENOMEM},
-        {"EINVAL", EINVAL}, {"EOPNOTSUPP", EOPNOTSUPP}, {"EACCES", EACCES}, {"ENOENT", ENOENT}, {"EMFILE", EMFILE}};
+        {"EINVAL", EINVAL}, {"EOPNOTSUPP", EOPNOTSUPP}, {"EACCES", EACCES}, {"ENOENT", ENOENT}, {"EMFILE", EMFILE}, {"ENODATA", ENODATA}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0)
             return known[i].code;
@@ -110,6 +111,10 @@ static void io_parse_word(struct io_rule *r, const char *word)
         sscanf(word, "every=%lu", &r->every) == 1 || sscanf(word, "if=%255s", r->trigger) == 1 ||
         sscanf(word, "unless=%255s", r->unless) == 1 || sscanf(word, "short=%ld", &r->shorter) == 1)
         return;
+    if (sscanf(word, "sector=%lu", &r->sector) == 1) {
+        r->sector++;
+        return;
+    }
     if (sscanf(word, "p=%lf", &lo) == 1) {
         r->chance = (uint64_t)(lo * 4294967296.0);
     } else if (strncmp(word, "delay=", 6) == 0) {
@@ -168,6 +173,8 @@ static void io_read_rules(void)
         for (int i = 0; i < io_n_rules; i++)
             if (strcmp(io_rules[i].line, line) == 0)
                 fresh[n].seen = io_rules[i].seen;
+        if (fresh[n].sector)
+            fresh[n].ops |= 1u << IO_WRITE;             /* which makes the sector sound */
         io_wanted |= fresh[n++].ops;
     }
     memcpy(io_rules, fresh, sizeof fresh);
@@ -204,13 +211,33 @@ static uint64_t io_random(void)
     return io_random_state;
 }
 
+/* Locked. A bad sector: is it touched, and was it never written since? Writing makes it sound for good, in all
+ * processes. */
+static int io_bad_sector(const struct io_rule *r, enum io_op op, uint64_t off, uint64_t len)
+{
+    char sound[600];
+    if (off >= r->sector - 1 + 512 || r->sector - 1 >= off + len)
+        return 0;
+    snprintf(sound, sizeof sound, "%s.sound-%lu", io_rules_path, r->sector - 1);
+    if (op == IO_WRITE) {
+        int fd = (int)io_call(SYS_openat, AT_FDCWD, sound, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (fd >= 0)
+            io_call(SYS_close, fd);
+        return 0;
+    }
+    return !io_there(sound);
+}
+
 /* Locked. Is it this rule's turn? Counts. */
-static int io_rule_hits(struct io_rule *r, enum io_op op, const char *path, const char *path2)
+static int io_rule_hits(struct io_rule *r, enum io_op op, const char *path, const char *path2, uint64_t off,
+                        uint64_t len)
 {
     if (!((r->ops >> op) & 1) || (fnmatch(r->pattern, path, 0) != 0 &&
                                   (!path2 || fnmatch(r->pattern, path2, 0) != 0)))
         return 0;
     if ((*r->trigger && !io_there(r->trigger)) || (*r->unless && io_there(r->unless)))
+        return 0;
+    if (r->sector && !io_bad_sector(r, op, off, len))
         return 0;
     r->seen++;
     if ((r->nth && r->seen != r->nth) || (r->from && r->seen < r->from) || (r->every && r->seen % r->every))
@@ -232,7 +259,7 @@ static void io_note_hit(const struct io_rule *r, enum io_op op, const char *path
 }
 
 /* What happens to this operation: every rule whose turn it is has its say. */
-static struct io_act io_apply_rules(enum io_op op, const char *path, const char *path2)
+static struct io_act io_apply_rules(enum io_op op, const char *path, const char *path2, uint64_t off, uint64_t len)
 {
     struct io_act act = {0, 0, 0, 0};
     int kill_now = 0, e = errno;
@@ -240,7 +267,7 @@ static struct io_act io_apply_rules(enum io_op op, const char *path, const char 
     io_lock(&before);
     for (int i = 0; i < io_n_rules; i++) {
         struct io_rule *r = &io_rules[i];
-        if (!io_rule_hits(r, op, path, path2))
+        if (!io_rule_hits(r, op, path, path2, off, len))
             continue;
         if (r->error || r->kill || r->kill_after || r->shorter)
             io_note_hit(r, op, path);

@@ -152,6 +152,32 @@ def test_kill_and_short(run):
     assert [e.path2[-3:] for e in run.record() if e.op == "symlink" and not e.end] == ["one"]
 
 
+def test_a_bad_sector(run):
+    """Reads that touch it fail, all others do not; who writes there makes it sound, for other processes too."""
+    out = run("""
+fd = os.open("f", os.O_RDWR | os.O_CREAT); os.pwrite(fd, bytes(8192), 0)
+from tests.fault.iolayer import Rules
+Rules(os.environ["MARS_IO_RULES"]).set("read */d/f sector=4096 EIO")
+def attempt(off, n):
+    try: return len(os.pread(fd, n, off))
+    except OSError as e: return -e.errno
+buf = bytearray(8192)
+def vector():
+    try: return os.preadv(fd, [buf], 0)
+    except OSError as e: return -e.errno
+def at(off):
+    os.lseek(fd, off, 0)
+    try: return len(os.read(fd, 512))
+    except OSError as e: return -e.errno
+print([attempt(*x) for x in ((0, 4096), (0, 4097), (4096, 1), (4607, 1), (4608, 512), (0, 8192))], vector(),
+      at(4096), at(4608), end=" ")
+os.pwrite(fd, b"x" * 512, 4608); print(attempt(4096, 512), end=" ")
+os.pwrite(fd, b"x" * 512, 4096); print(attempt(4096, 512), vector())
+""")
+    assert out == "[4096, -5, -5, -5, 512, -5] -5 -5 512 -5 512 8192"
+    assert run("print(len(os.pread(os.open('f', os.O_RDONLY), 512, 4096)))", "read */d/f sector=4096 EIO") == "512"
+
+
 def test_delays(run):
     """A delay, or one drawn from a range, lies between issue and end: what others do meanwhile stands in between."""
     out = run("""
