@@ -9,14 +9,20 @@
 
 #include "space.h"
 
-/* Not locked. The group's bytes into the log file, whose space is there already (mars_log_has_space). */
+/* Not locked. The group's bytes into the log file, whose space is there already (mars_log_has_space), unless the file
+ * system promises none ahead: then the write waits for room. */
 static inline int mars_log_write_group(struct mars_log *l, const struct mars_group *g, const struct mars_segment *s)
 {
     uint64_t off = MARS_BLOCK + g->vstart - s->base;
-    int rc;
-    do
+    int rc, starved = 0;
+    for (;;) {
         rc = mars_pwrite_all(s->fd, mars_ring_at(&l->groups, g->vstart), g->vend - g->vstart, off);
-    while (mars_no_space(rc) && mars_log_stall(l, rc) == 0);    /* file systems that promise no space ahead */
+        if (!mars_no_space(rc) || mars_log_starve(l, !starved) < 0)
+            break;
+        starved = 1;
+    }
+    if (starved)
+        mars_log_fed(l, rc);
     return rc;
 }
 

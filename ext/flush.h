@@ -193,7 +193,8 @@ static inline void mars_log_run_filler(struct mars_log *l, const uint8_t *zeros)
 
 /* ---- the next log ---- */
 
-/* Let the groups in flight end, make the log durable, hold back all others. 0 or the error. */
+/* Let the groups in flight end, make the log durable, hold back all others. 0 or the error; -ENOSPC: a group waits for
+ * room, and may wait for long. */
 static inline int mars_log_freeze(struct mars_log *l)
 {
     uint64_t end;
@@ -202,9 +203,12 @@ static inline int mars_log_freeze(struct mars_log *l)
     l->frozen = 1;
     end = mars_segments_newest(&l->segments)->base + l->seal.pos;
     /* `written` may lag behind with nothing in flight: somebody is answering an earlier group just now */
-    while (l->extending || ((l->in_flight || l->written != end) && l->failed == 0))
+    while (!l->starving && (l->extending || ((l->in_flight || l->written != end) && l->failed == 0)))
         pthread_cond_wait(&l->space, &l->lock);
+    rc = l->starving && l->failed == 0 ? -ENOSPC : 0;
     pthread_mutex_unlock(&l->lock);
+    if (rc < 0)
+        return rc;
     mars_log_sync_all(l);
     pthread_mutex_lock(&l->lock);
     while (l->syncing && l->failed == 0)

@@ -72,6 +72,7 @@ struct mars_log {
     int failed, fail_where;                 /* negative errno and enum mars_log_failure of the first error */
     int in_flight;                          /* group writes */
     int syncing;                            /* an fdatasync runs */
+    int starving;                           /* group writes that wait for room: allocated, but not promised */
     int extending;                          /* somebody allocates or fills file space of the newest log */
     int peeking;                            /* readers wait for payloads that are being copied */
     int pressed;                            /* a writer waits for what is on top of the log (hook.room) */

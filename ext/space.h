@@ -135,19 +135,33 @@ static inline int mars_log_has_space(struct mars_log *l, struct mars_group *g)
     return MARS_BLOCK + mars_up(g->vend) - s.base <= s.allocated;
 }
 
-/* Not locked. /mars is full: say so and wait a moment. 0: try again; the error when the log is to stop. */
-static inline int mars_log_stall(struct mars_log *l, int rc)
+/* Not locked. There is no room for a group that is being written: say so and wait a moment. 0: try again; -1: the log
+ * is to stop, or has failed. Room may have to be made by deleting what a rotation waits for: it is given up then. */
+static inline int mars_log_starve(struct mars_log *l, int first)
 {
-    int stop;
+    int over;
     pthread_mutex_lock(&l->lock);
-    stop = l->stop;
-    if (!stop)
+    l->starving += first;
+    over = l->stop || l->failed;
+    if (!over)
         mars_log_stalls(l);
+    pthread_cond_broadcast(&l->space);
     pthread_mutex_unlock(&l->lock);
-    if (stop)
-        return rc;
-    mars_sleep_ns(100000000);
-    return 0;
+    if (!over)
+        mars_sleep_ns(100000000);
+    return -over;
+}
+
+/* Not locked. A group that had no room is written (or the log stops). */
+static inline void mars_log_fed(struct mars_log *l, int rc)
+{
+    pthread_mutex_lock(&l->lock);
+    l->starving--;
+    if (rc == 0 && l->starving == 0 && l->stalled) {
+        l->stalled = 0;                 /* who needs more room than there is says so again */
+        mars_log_notify(l);
+    }
+    pthread_mutex_unlock(&l->lock);
 }
 
 /* ---- fill ---- */

@@ -120,6 +120,8 @@ async def rotate_if_long(worker: Worker, runner: Runner) -> None:
     total = stat.f_blocks * stat.f_frsize
     limit = min(limit_gb << 30, max(1 << 30, total // 32), max(LOG_LEAST, total // 8))
     state = producer.primary.volume.state
+    if state["stalled_ns"] and state["in_flight"]:
+        return  # a group has its place in this log and waits for room: the log cannot end before
     if state["durable"] >= limit or (state["stalled_ns"] and state["durable"]):
         async with runner.exclusive():
             if runner.producer is producer:

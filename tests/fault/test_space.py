@@ -33,6 +33,22 @@ def log_extension(a, b, writer) -> None:
     a.wait(lambda: writer.acknowledged() > before, 30, "the writers to go on")
 
 
+def no_promise(a, b, writer) -> None:
+    """The log's space is allocated, and still there is none when a group is written (rule 4: the log cannot end then;
+    a rotation is refused, so that room can be made by deleting logs)."""
+    for error in ("ENOSPC", "EDQUOT"):
+        a.rules.set(f"write {ways.LOG} {error}")
+        ways.told(a, "no room for the log")
+        before = writer.acknowledged()
+        done = a.run("marsadm log-rotate data", check=False)
+        assert done.returncode and "space" in done.stderr, (done.returncode, done.stderr)
+        a.run("marsadm log-delete-all data")
+        assert writer.acknowledged() == before and not writer.failed()
+        a.rules.set()
+        a.wait(lambda before=before: writer.acknowledged() > before, 30, "the writers to go on")
+        ways.quiet(a)
+
+
 def symlinks(a, b, writer) -> None:
     """Positions cannot be published: the log goes on, write-back waits for its durable mark (rule 12), then goes on.
     The message itself finds no room here, but its way to the other host."""
@@ -107,8 +123,8 @@ def really_full(a, b, writer) -> None:
     assert load.wait(60) == 0
 
 
-CASES = (log_extension, symlinks, new_log, position_file, log_copy, symlinks_of_the_secondary, everything_everywhere,
-         really_full)
+CASES = (log_extension, no_promise, symlinks, new_log, position_file, log_copy, symlinks_of_the_secondary,
+         everything_everywhere, really_full)
 
 
 def test_no_space(faulty_pair, tmp_path):

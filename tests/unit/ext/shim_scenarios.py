@@ -226,6 +226,43 @@ def no_space(rig: Rig) -> None:
     assert reader.scan(fd, rig.header).records == 72
 
 
+def no_promise(rig: Rig) -> None:
+    """A file system that promises no space: a group waits in its write, nothing fails, it is said and taken back; a
+    rotation gives up instead of waiting for room that only a deletion behind it may make, before and during its
+    wait (rule 4)."""
+    rig.write(0, b"a" * 4096)
+    for code, held in ((errno.ENOSPC, False), (errno.EDQUOT, False), (errno.ENOSPC, True)):
+        gate = rule(PWRITE, rig.fds[1], 1, hold=held, fail=code)
+        number = rule(PWRITE, rig.fds[1], 0, fail=code)
+        assert rig.injector.answered()
+        writer = rig.spawn(lambda: rig.write(8192, b"b" * 4096))
+        until(lambda held=held: SHIM.shim_waiting() if held else rig.volume.state["stalled_ns"])
+        ended: list[int] = []
+        freezing = rig.spawn(lambda ended=ended: ended.append(why_not(rig.volume.freeze)))
+        if held:
+            stays(lambda ended=ended: not ended)
+            SHIM.shim_open(gate)
+        freezing.join(20)
+        assert ended == [errno.ENOSPC]
+        rig.volume.thaw()
+        stays(lambda: not rig.injector.answered() and rig.volume.state["stalled_ns"])
+        SHIM.shim_drop(number)
+        writer.join(20)
+        until(lambda: rig.volume.state["stalled_ns"] == 0)
+        assert rig.injector.wait() == 0
+    assert [error for _, error in rig.injector.answered()] == [0]
+    assert rig.volume.freeze()[0] == 8 * BLOCK and rig.logical() == bytes(rig.twin)
+
+
+def why_not(call: Callable[[], object]) -> int:
+    """The error of a call, 0 when it worked."""
+    try:
+        call()
+    except OSError as err:
+        return err.errno or -1
+    return 0
+
+
 def small_rest(rig: Rig) -> None:
     """There is no room for a whole step, but for this group: it is taken."""
     rule(FALLOCATE, rig.fds[1], 1, fail=errno.ENOSPC)
