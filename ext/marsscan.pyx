@@ -17,6 +17,8 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport lseek, off_t
 
+import os
+
 from format cimport (
     MARS_BLOCK, MARS_MAX_GROUP, MARS_SCAN_CHAIN, MARS_SCAN_DURABLE, MARS_SCAN_FOREIGN, MARS_SCAN_LENGTH, MARS_SCAN_OK,
     MARS_SCAN_RANGE, MARS_SCAN_SHORT, MARS_SCAN_TABLE, MARS_SCAN_UNKNOWN, MARS_SCAN_VERSION, MARS_SCAN_ZERO,
@@ -71,6 +73,7 @@ cdef struct Window:             # bytes [at, at + have) of the file
     uint64_t at
     size_t have
     bint eof
+    uint64_t careful            # up to this byte a read failed: no more than needed is read, a block at a time
 
 cdef struct Bag:                # what collect asks for
     int kind
@@ -104,18 +107,23 @@ cdef int window_open(Window *w, int fd, size_t cap) noexcept nogil:
 
 
 cdef int read_more(Window *w, size_t need) noexcept nogil:
-    """Read on until `need` bytes are there or the file ends. 0 or an errno."""
+    """Read on until `need` bytes are there or the file ends. 0 or an errno: the block at `at + have` is unreadable."""
     cdef ssize_t n
     cdef size_t want
     while w.have < need and not w.eof:
         want = need - w.have
-        if want < CHUNK:
+        if w.at + w.have < w.careful:
+            want = MARS_BLOCK
+        elif want < CHUNK:
             want = CHUNK if w.cap - w.have >= CHUNK else w.cap - w.have
         n = pread(w.fd, w.buf + w.have, want, <off_t>(w.at + w.have))
         if n < 0:
             if errno == EINTR:
                 continue
-            return errno
+            if want <= MARS_BLOCK:
+                return errno
+            w.careful = w.at + w.have + want
+            continue
         # A part of a block is kept only when nothing but it can be read at its place: then it is the end of the file.
         if n < MARS_BLOCK:
             w.eof = True
@@ -347,6 +355,7 @@ def scan(int fd, header, uint64_t start_pos=0, start_digest=b"", start_group=0, 
     cdef uint64_t beyond = NO_LIMIT if look is None else look
     cdef bint adopting = start_group is None
     cdef int error
+    cdef tuple row
     if limit < start_pos:
         raise ValueError("the limit lies before the start")
     start_from(&e, header, start_pos, start_digest, device_size)
@@ -361,14 +370,17 @@ def scan(int fd, header, uint64_t start_pos=0, start_digest=b"", start_group=0, 
     try:
         with nogil:
             error = run(&w, &e, limit, known_durable, beyond, adopting, &bag, &r)
-        if error > 0:
-            raise OSError(error, f"reading the log at byte {MARS_BLOCK + e.pos} failed")
         if error < 0:
             raise MemoryError("no memory for the records of the log")
-        return (e.pos, PyBytes_FromStringAndSize(<char *>e.digest, 16), e.group_nr, e.next_record, r.groups, r.records,
+        row = (e.pos, PyBytes_FromStringAndSize(<char *>e.digest, 16), e.group_nr, e.next_record, r.groups, r.records,
                 REASONS[r.why], CODES[r.code], r.bad_record, None if r.beyond == NO_LIMIT else r.beyond, r.durable,
                 r.lamport_ns, r.real_ns, e.device_size,
                 PyBytes_FromStringAndSize(<char *>bag.data, bag.used) if collect else b"")
+        if error > 0:
+            failed = OSError(error, os.strerror(error))
+            failed.row, failed.byte = row, w.at + w.have
+            raise failed
+        return row
     finally:
         munmap(w.buf, w.cap)
         free(bag.data)

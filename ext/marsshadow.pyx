@@ -349,8 +349,10 @@ cdef class Volume(Log):
             rc = self.fill(w, c, limit)
         if rc == NOT_VALID:
             raise ValueError(f"log {c.e.log_nr} is not valid at {c.e.pos}: write-back cannot go on")
+        if rc == -ENOMEM:
+            raise OSError(ENOMEM, os.strerror(ENOMEM))
         if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))
+            raise OSError(-rc, f"log {c.e.log_nr} cannot be read behind {c.e.pos}: {os.strerror(-rc)}")
         return rc
 
     cdef int at_log(self, Cursor c, uint64_t v, int first, uint64_t *end) noexcept nogil:
@@ -382,7 +384,7 @@ cdef class Volume(Log):
                 break
             rc = self.get_bytes(w.buf + w.used, v, MARS_BLOCK)
             if rc < 0:
-                return rc
+                return self.unreadable(rc)
             n = (<const mars_group_header *>(w.buf + w.used)).length
             if n < MARS_BLOCK or n > MARS_MAX_GROUP or n % MARS_BLOCK or n > limit - v:
                 return NOT_VALID
@@ -395,13 +397,21 @@ cdef class Volume(Log):
                 continue
             rc = self.get_bytes(w.buf + w.used + MARS_BLOCK, v + MARS_BLOCK, n - MARS_BLOCK)
             if rc < 0:
-                return rc
+                return self.unreadable(rc)
             rc = w.take_group(w.used, n, c)
             if rc != MARS_SCAN_OK:
                 return rc if rc < 0 else NOT_VALID
             v += n
             groups += 1
         return groups
+
+    cdef int unreadable(self, int rc) noexcept nogil:
+        """The log on the disk has a hole: what comes behind it could not be recovered, so nothing more is accepted."""
+        pthread_mutex_lock(&self.log.lock)
+        mars_log_fail(&self.log, rc, MARS_FAIL_READ_BACK)
+        pthread_mutex_unlock(&self.log.lock)
+        mars_log_notify(&self.log)
+        return rc
 
     cdef int get_bytes(self, uint8_t *to, uint64_t v, uint64_t n) noexcept nogil:
         """Log bytes from address v on: out of the ring, or else out of the file."""

@@ -35,7 +35,9 @@ def scan(
     Returns (end POS, digest, next group number, next record number, groups, records, reason, code, index of the bad
     record, POS of the later sound header that proves durability or None, largest durable POS seen, Lamport ns and real
     ns of the last group, device size in force at the end, collected bytes). With reason "limit" the end lies before
-    limit_pos when a group reaches over it. OSError when reading fails; an unreadable byte is never taken for a tail.
+    limit_pos when a group reaches over it. OSError when a block cannot be read, with `row`
+    (what would have been returned: up to where the log is sound) and `byte` (where the block begins in the file); an
+    unreadable byte is never taken for a tail.
     """
 
 def check_buffer(

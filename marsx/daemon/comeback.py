@@ -1,6 +1,7 @@
 """What a host that comes back has to clear up about one resource before it goes on (rules 5, 21, 22).
 
-    damaged logs       healed from a member that has them (`daemon.heal`); until then the resource stops
+    damaged logs       healed from a member that has them (`daemon.heal`); until then the resource stops. What only
+                       others need, because it is on the own disk already, is healed beside all else
     the own log        who wrote the newest log first asks the others whether they have more of it than is here: a disk
                        that lost what it had flushed, or an older state of the host. That tail is fetched, then log N+1
     the own facts      what others remember of this host and is newer than here: said again as it is here, if that lies
@@ -65,6 +66,7 @@ class Comeback:
         self.damage: Damage | None = None
         self.claims: dict[str, Entry] = {}
         self._healing = Activity()
+        self._mending = Activity()
         self._asking = Activity()
         self._cleared = False
         self._ahead: tuple[str, LogPos] | None = None
@@ -77,6 +79,7 @@ class Comeback:
     async def stop(self) -> None:
         """End what runs."""
         await self._healing.stop()
+        await self._mending.stop()
         await self._asking.stop()
 
     async def forget(self) -> None:
@@ -126,24 +129,33 @@ class Comeback:
 
     async def _heal(self, env: Env, damage: Damage, trouble: Callable[[str], None],
                     healed: Callable[[], Awaitable[None]]) -> None:
-        what, pause = f"{damage.path} is damaged behind position {damage.pos}", RETRY_MIN
-        while True:
-            others = [host for host in self.site.view().members(self.resource) if host != self.site.host]
-            near = [host for host in others if host in self.site.reachable()]
-            answers = await heal.ask_all(self.site, self.resource, heal.start_of(damage), near)
-            host, end = heal.best(answers, damage)
-            if host:
-                why = await self._heal_from(env, damage, host, end)
-                if not why:
-                    self.damage, self._healed = None, True
-                    await healed()
-                    return
-            else:
-                why = heal.nobody(answers, set(others) - set(near))
-            due = f", {damage.due - damage.pos} bytes behind it were durable" if damage.due > damage.pos else ""
-            trouble(f"{what}{due}: {why}")
+        await self._mending.stop()
+        await self._until_healed(env, damage, trouble)
+        self.damage, self._healed = None, True
+        await healed()
+
+    async def _until_healed(self, env: Env, damage: Damage, tell: Callable[[str], None],
+                            wanted: Callable[[], bool] = lambda: True) -> None:
+        """Ask again and again, until somebody gave something of it back."""
+        bad = "is damaged" if damage.unreadable < 0 else f"cannot be read at byte {damage.unreadable}: it is damaged"
+        due = f", {damage.due - damage.pos} bytes behind it were durable" if damage.due > damage.pos else ""
+        pause = RETRY_MIN
+        while wanted() and (why := await self._ask_and_heal(env, damage)):
+            tell(f"{damage.path} {bad} behind position {damage.pos}{due}: {why}")
             await asyncio.sleep(pause)
             pause = min(RETRY_MAX, pause * 2)
+
+    async def _ask_and_heal(self, env: Env, damage: Damage) -> str:
+        """Once, from who has most of it, else from the next one. Why it could not be, "" when it was."""
+        others = [host for host in self.site.view().members(self.resource) if host != self.site.host]
+        near = [host for host in others if host in self.site.reachable()]
+        answers = await heal.ask_all(self.site, self.resource, heal.start_of(damage), near)
+        whys = []
+        for host, end in heal.candidates(answers, damage):
+            whys.append(await self._heal_from(env, damage, host, end))
+            if not whys[-1]:
+                return ""
+        return "; ".join(whys) or heal.nobody(answers, set(others) - set(near))
 
     async def _heal_from(self, env: Env, damage: Damage, host: str, end: int) -> str:
         """Why it could not be, "" when it was."""
@@ -151,6 +163,7 @@ class Comeback:
         try:
             done = await heal.heal(self.site, env, self.resource, damage, host, end)
         except (MarsError, OSError) as err:
+            LOG.info("%s: fetching %s from %s failed: %s", self.resource, damage.path, host, err)
             return f"fetching it from {host} failed: {err}"
         if not done.replaced:
             return f"{host} has the same bytes there"
@@ -158,6 +171,21 @@ class Comeback:
         LOG.info("%s: %s", self.resource, text)
         self.site.say(self.resource, "inf-heal", text)
         return ""
+
+    def mend(self, env: Env, upto: LogPos) -> None:
+        """A stream came upon a block that cannot be read in the log of `upto`, somewhere below. Who needs it here says
+        so himself; others need it too."""
+        if self.damage is None and not self._mending.running:
+            self._mending.start("mend", self._mend(env, upto), f"mend {self.resource}")
+
+    async def _mend(self, env: Env, upto: LogPos) -> None:
+        path = os.path.join(self.directory, upto.log)
+        while damage := await self.site.blocking(recovery.examine, env, upto):
+            await self._until_healed(env, damage, lambda text: self.site.say(self.resource, "err-log", text),
+                                     lambda: os.path.exists(path))
+        self.site.say(self.resource, "err-log", "")
+        if self.damage is None:
+            heal.forget_damaged(self.directory)
 
     def recovered(self) -> None:
         """Recovery found nothing wrong."""

@@ -7,6 +7,7 @@ Invariants:
     only bytes that contradict the verified chain are written over, and only by bytes that continue it (log id, digest);
         so a crash anywhere in between leaves a log that is sound up to the same place or further, and is healed again
     what is written over lies durably in `.damaged-LOG-POS` beside it first, until recovery has found the log whole
+        (zeros for what the disk does not give any more: a bad sector gets a new place when it is written)
     a header that came from others is taken only if the first group here, if there is one, is of that log
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from marsx.base import durable
@@ -50,6 +51,7 @@ class Patch(LogCopy):
                          lambda at, digest: None)
         self.replaced = 0
         self._end = end
+        self._unreadable = damage.unreadable
 
     def enough(self) -> bool:
         """Nothing more comes from there, or the own bytes go on from here."""
@@ -57,7 +59,10 @@ class Patch(LogCopy):
 
     def _goes_on(self) -> bool:
         assert self.header is not None
-        block = reader.read_block(self._fd, BLOCK + self.at.pos)
+        try:
+            block = reader.read_block(self._fd, BLOCK + self.at.pos)
+        except OSError:
+            return False
         if len(block) < BLOCK:
             return False
         return record.group_digest_before(block, self.header, self.at.pos) == self.digest
@@ -77,7 +82,7 @@ class Patch(LogCopy):
         if not os.path.lexists(path):
             os.close(writer.create_log(self.env.directory, header))
         self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        first = reader.read_block(self._fd, BLOCK)
+        first, _ = self._here(BLOCK, BLOCK)
         if len(first) == BLOCK and record.names_another(first, header):
             raise DamagedError(f"{path} has groups of another log than the one that others have under this name",
                                "split brain: see mars-status")
@@ -89,24 +94,41 @@ class Patch(LogCopy):
 
     def _replace(self, data: bytes | memoryview, offset: int, name: str) -> None:
         """These bytes at this place of the file; what was there before, and is not the same, is kept aside."""
-        old = os.pread(self._fd, len(data), offset)
-        for start, end in _differing(old, bytes(data)):
+        old, bad = self._here(offset, len(data))
+        for start, end in _differing(old, bytes(data), bad):
             if any(old[start:end]):
                 aside = os.path.join(self.env.directory, f"{PREFIX}{self.at.log}-{offset + start}")
                 durable.write_file(aside, old[start:end])
             durable.overwrite(self._fd, bytes(data[start:end]), offset + start, name)
             self.replaced += end - start
 
+    def _here(self, offset: int, length: int) -> tuple[bytes, set[int]]:
+        """What is there (fewer at the end of the file), and which blocks of it the disk does not give: zeros for those.
+        One that recovery could not read is among them, whatever the page cache still knows."""
+        bad = {self._unreadable - offset} if offset <= self._unreadable < offset + length else set()
+        try:
+            return os.pread(self._fd, length, offset), bad
+        except OSError:
+            pass
+        found = b""
+        for at in range(0, length, BLOCK):
+            try:
+                found += os.pread(self._fd, BLOCK, offset + at)
+            except OSError:
+                found += bytes(BLOCK)
+                bad.add(at)
+        return found, bad
+
     def _publish(self, force: bool = False, wait: bool = True) -> bool:
         """The version link is moved by recovery, when it has seen the whole."""
         return False
 
 
-def _differing(old: bytes, new: bytes) -> Iterator[tuple[int, int]]:
-    """Runs of blocks (start, end) in which `new` differs from `old`, which may be shorter."""
+def _differing(old: bytes, new: bytes, bad: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Runs of blocks (start, end) in which `new` differs from `old`, which may be shorter; the `bad` ones do."""
     start = -1
     for at in range(0, len(new), BLOCK):
-        if new[at:at + BLOCK] != old[at:at + BLOCK]:
+        if at in bad or new[at:at + BLOCK] != old[at:at + BLOCK]:
             start = at if start < 0 else start
         elif start >= 0:
             yield start, at
@@ -141,12 +163,11 @@ def start_of(damage: Damage) -> Start:
     return Start(damage.nr, damage.producer, damage.pos, damage.header.log_id.hex(), damage.digest)
 
 
-def best(answers: dict[str, Offer | str], damage: Damage) -> tuple[str, int]:
-    """(who has most of the damaged log behind its sound part, up to where); ("", 0) if nobody has any."""
+def candidates(answers: dict[str, Offer | str], damage: Damage) -> list[tuple[str, int]]:
+    """(who has some of the damaged log behind its sound part, up to where), those with most first."""
     least = damage.pos if damage.header is not None else -1
     ends = {host: offer.end for host, offer in answers.items() if isinstance(offer, Offer) and offer.end > least}
-    host = max(sorted(ends), key=lambda one: ends[one], default="")
-    return host, ends.get(host, 0)
+    return sorted(ends.items(), key=lambda one: (-one[1], one[0]))
 
 
 def nobody(answers: dict[str, Offer | str], away: Iterable[str]) -> str:
@@ -158,11 +179,13 @@ def nobody(answers: dict[str, Offer | str], away: Iterable[str]) -> str:
 
 
 async def heal(site: Site, env: Env, resource: str, damage: Damage, host: str, end: int) -> Healed:
-    """Fetch what is missing from `host`, which has it up to `end`. MarsError, OSError when that fails."""
+    """Fetch what is missing from `host`, which has it up to `end`. MarsError, OSError when that fails, also when
+    nothing comes for `network_io_timeout` although the line is alive."""
     patch = Patch(env, damage, end)
     link, _ = await site.dial(host, "fetch")
     try:
-        await fetch_logs(link, resource, patch, executor=site.executor, enough=patch.enough)
+        await fetch_logs(link, resource, patch, executor=site.executor, enough=patch.enough,
+                         patience=link.timing.io_timeout)
     finally:
         await link.close()
         await site.blocking(patch.close)

@@ -6,6 +6,7 @@ Invariants:
         (an empty one of another producer, one from before a split) is not in it
     logs that a stream reads from are pinned, and pinned before they are looked at: deletion asks `Pins` first (rule 9)
     logs are read past the page cache, as they are written: what is sent is what is on the disk
+    a block that the disk does not give ends the stream, named to the peer, and is told to who can have it healed
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Stock:
 class Source:
     """One stream's view. `end`: where the own durable history ends."""
 
-    def __init__(self, directory: str, uuid: str, resource: str, end: End, pins: Pins) -> None:
+    def __init__(self, directory: str, uuid: str, resource: str, end: End, pins: Pins,
+                 on_unreadable: Callable[[LogPos], None] = lambda upto: None) -> None:
+        self._on_unreadable = on_unreadable
         self._directory = directory
         self._uuid = uuid
         self._resource = resource
@@ -114,7 +117,10 @@ class Source:
 
     def check(self, start: Start) -> Verdict:
         self._pin(start.nr)
-        verdict = self._check(start)
+        try:
+            verdict = self._check(start)
+        except OSError as err:
+            raise self._unreadable(start.nr, start.producer, err) from err
         if verdict.reason is not None:
             self._unpin_below(start.nr + 1)
         return verdict
@@ -133,6 +139,8 @@ class Source:
         try:
             log = self._open(start.nr, start.producer)
         except (DamagedError, NotFoundError) as err:
+            if isinstance(err.__cause__, OSError):
+                raise err.__cause__ from err
             return Verdict(Reason.MISSING, err.text)
         if not self._in_history(start.nr, start.producer):
             if start.nr > end.nr:
@@ -225,10 +233,19 @@ class Source:
         skip = pos % BLOCK
         length = (skip + want + BLOCK - 1) // BLOCK * BLOCK
         with memoryview(self._buffer)[:length] as view:
-            got = os.preadv(self._open(nr, producer).fd, [view], BLOCK + pos - skip)
+            try:
+                got = os.preadv(self._open(nr, producer).fd, [view], BLOCK + pos - skip)
+            except OSError as err:
+                raise self._unreadable(nr, producer, err) from err
             if got < skip + want:
                 raise MarsError(f"{log_name(nr, producer)} is shorter than its durable end {stop}")
             return bytes(view[skip : skip + want])
+
+    def _unreadable(self, nr: int, producer: str, err: OSError) -> MarsError:
+        """To be raised: it is what the peer is told."""
+        self._on_unreadable(LogPos(nr, producer, self._end_of(nr, producer)))
+        return MarsError(f"log {log_name(nr, producer)} cannot be read there: {err.strerror}",
+                         "it is healed by itself where another member has it")
 
     def following(self, nr: int, producer: str, pos: int) -> NextLog | None:
         if self._end.at.nr <= nr:

@@ -163,7 +163,8 @@ class Producer:
     def _broken(self, state: dict[str, Any]) -> str:
         """What failed for good, "" if nothing did."""
         if state["failed"]:
-            return f"{FAILURES.get(state['fail_where'], 'the volume')} failed: {os.strerror(state['failed'])}"
+            why = f" ({self.primary.error})" if self.primary.error else ""
+            return f"{FAILURES.get(state['fail_where'], 'the volume')} failed: {os.strerror(state['failed'])}{why}"
         return self.primary.error
 
     def publish(self) -> None:

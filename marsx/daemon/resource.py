@@ -496,8 +496,16 @@ class Runner:
         if self.stock.end is None or self.disk_fd < 0:
             raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
         return logsource.Source(
-            self._directory(), self.site.store.get(paths.uuid()), self.resource, self.stock.end, self.stock.pins
+            self._directory(), self.site.store.get(paths.uuid()), self.resource, self.stock.end, self.stock.pins,
+            self._unreadable_in_thread,
         )
+
+    def _unreadable_in_thread(self, upto: LogPos) -> None:
+        self.site.loop.call_soon_threadsafe(self._mend, upto)
+
+    def _mend(self, upto: LogPos) -> None:
+        if self._env is not None and self.disk_fd >= 0:
+            self.back.mend(self._env, upto)
 
     def pinned(self) -> int | None:
         """The lowest log number that must stay for streams."""

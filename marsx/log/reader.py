@@ -1,7 +1,8 @@
 """Open, check and scan log files. Reads only; the checks themselves are in ext/format.h, the walk in ext/marsscan.pyx.
 
 What it promises: a header is believed only if CRC, cluster, resource, name and features are right; a scan result's
-`end` is the end of a valid group whose whole past since the start was verified; a read error is an error, never a tail.
+`end` is the end of a valid group whose whole past since the start was verified; a read error is an error, never a tail
+(`Unreadable`).
 """
 from __future__ import annotations
 
@@ -92,6 +93,20 @@ class ScanResult:
             yield struct.unpack_from("<Q", self.collected, at)[0], RECORD_FIELDS.unpack_from(self.collected, at + 8)
 
 
+class Unreadable(OSError):
+    """A block of the log file, at `byte`, cannot be read; `result`: the scan as far as it came."""
+
+    def __init__(self, err: OSError, result: ScanResult, byte: int) -> None:
+        super().__init__(err.errno, err.strerror)
+        self.result = result
+        self.byte = byte
+
+    @property
+    def text(self) -> str:
+        """Where, and why."""
+        return f"cannot be read at byte {self.byte}: {self.strerror}"
+
+
 @dataclass(frozen=True)
 class Checked:
     """What `check_buffer` accepted. `state`: "more" = the rest is the beginning of a group; "bad" = it is none."""
@@ -166,6 +181,10 @@ def open_log(path: str, uuid: str, resource: str, *, direct: bool = False) -> Op
     try:
         header = FileHeader.parse(read_block(fd, 0))
         header.check(uuid, resource, nr, producer)
+    except OSError as err:
+        os.close(fd)
+        raise DamagedError(f"{path}: the header block cannot be read: {err.strerror}",
+                           "fetch the log from a peer that has it, or invalidate this replica") from err
     except DamagedError as err:
         os.close(fd)
         raise DamagedError(f"{path}: {err.text}", err.hint) from err
@@ -200,9 +219,18 @@ def scan(
 
     group=None when group and record number at `start` are not known. `known_durable`: from a version link or a peer; a
     scan that cannot reach it is corrupt (rule 5). `look`: how far to search for later headers, None = to the end.
+    Unreadable when the disk does not give what is to be read.
     """
-    end, raw, *rest = marsscan.scan(fd, header.pack(), start, bytes.fromhex(digest), group, record, limit, collect,
-                                    known_durable, device_size, look)
+    try:
+        row = marsscan.scan(fd, header.pack(), start, bytes.fromhex(digest), group, record, limit, collect,
+                            known_durable, device_size, look)
+    except OSError as err:
+        raise Unreadable(err, _result(err.row), err.byte) from err  # type: ignore[attr-defined]
+    return _result(row)
+
+
+def _result(row: marsscan.ScanTuple) -> ScanResult:
+    end, raw, *rest = row
     return ScanResult(end, raw.hex(), *rest)  # type: ignore[arg-type]  # a row of the extension's own types
 
 

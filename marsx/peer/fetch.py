@@ -329,16 +329,17 @@ async def ask(link: Link, resource: str, start: Start) -> tuple[Offer, bytes]:
 
 async def fetch_logs(link: Link, resource: str, sink: LogSink, *, executor: concurrent.futures.Executor | None = None,
                      fetched: Callable[[int, str, int], None] | None = None,
-                     enough: Callable[[], bool] = lambda: False) -> None:
+                     enough: Callable[[], bool] = lambda: False, patience: float | None = None) -> None:
     """Fetch until `enough()`, until cancelled, or until something is wrong; `fetched(nr, producer, pos)` is told each
-    new position.
+    new position. `patience`: something has to come within so many seconds each time (None: the source waits for its
+    writers).
 
     Raises PeerError: SPLIT, MISSING, BEHIND (what the source says to our start), or how the connection ended; or what
     the sink raised. The link is the caller's to close."""
     stream = _Pull(link, sink, executor, fetched)
     await stream.open(resource)
     while not enough():
-        stream.take(await link.recv())
+        stream.take(await link.recv(patience))
         # Everything that is already here goes into the same flush.
         while stream.next_log is None and stream.held < FEED and (frame := link.recv_nowait()) is not None:
             stream.take(frame)

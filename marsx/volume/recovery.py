@@ -10,8 +10,8 @@
     4. a digest that was handed in is believed only when the log confirms it: the group behind the position, the group
        before it, or the successor's header
 
-What is not as it has to be is told as a Damage when others may have the same log whole: up to where it is sound here,
-and how far it is known to go on. Nothing is changed then.
+What is not as it has to be, or cannot be read, is told as a Damage when others may have the same log whole: up to where
+it is sound here, and how far it is known to go on. Nothing is changed then.
 """
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ KnownDurable = Callable[[int, str], int]
 class Damage:
     """A log that is not whole here. `header` None: not even that (or no file at all), then pos = 0. `digest` and the
     numbers belong to `pos`, up to which it is sound (group None: not known). `due`: POS that it is known to have
-    reached."""
+    reached. `unreadable`: byte of the file where the disk gives no block (-1: it gives all that was asked for)."""
 
     path: str
     nr: int
@@ -68,6 +68,7 @@ class Damage:
     record: int = 0
     device_size: int = 0
     due: int = 0
+    unreadable: int = -1
 
     @property
     def good(self) -> LogPos:
@@ -123,9 +124,9 @@ def _chain(env: Env, at: LogPos) -> list[writer.LogFile]:
         raise LogMissing(err.text, err.hint, Damage(path, nr, producer)) from err
     except DamagedError as err:
         for entry in reader.list_logs(env.directory):
-            if entry.nr >= at.nr and _is_rotten(entry.path):
-                text = f"{entry.path} is damaged at its beginning: the header block is gone"
-                raise LogDamaged(text, HINT, Damage(entry.path, entry.nr, entry.producer)) from err
+            if entry.nr >= at.nr and (why := _no_header(entry.path)):
+                text = f"{entry.path} is damaged at its beginning: {why}"
+                raise LogDamaged(text, HINT, Damage(entry.path, entry.nr, entry.producer, unreadable=0)) from err
         raise
 
 
@@ -142,10 +143,13 @@ def _missing(env: Env, at: LogPos) -> tuple[int, str]:
     return at.nr, at.producer
 
 
-def _is_rotten(path: str) -> bool:
+def _no_header(path: str) -> str:
+    """Why there is no header block to be checked; "" if there is one."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return record.is_rotten(reader.read_block(fd, 0))
+        return "the header block is gone" if record.is_rotten(reader.read_block(fd, 0)) else ""
+    except OSError as err:
+        return f"the header block cannot be read: {err.strerror}"
     finally:
         os.close(fd)
 
@@ -159,8 +163,11 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
         if start and (not digest or not _reaches(fd, start)):
             digest = _digest_at(fd, log, start)
         digest = digest or log.header.digest0
-        result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, collect=collect,
-                             known_durable=known, look=None if log.producer == env.host else 0)
+        try:
+            result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, collect=collect,
+                                 known_durable=known, look=None if log.producer == env.host else 0)
+        except reader.Unreadable as err:
+            raise _unreadable(log, err, start, known) from err
         _judge(log, result, start, known)
         if start == 0 or (log.end is None and not result.groups):
             _confirm(fd, log, start, digest)
@@ -178,13 +185,20 @@ def _reaches(fd: int, start: int) -> bool:
 
 def _confirm(fd: int, log: writer.LogFile, start: int, digest: str) -> None:
     """A digest that no group behind `start` confirms, or that the file header must give."""
-    if digest != reader.digest_behind(fd, log.header, start):
+    try:
+        found = reader.digest_behind(fd, log.header, start)
+    except OSError:                                         # it reads more than that group
+        found = _digest_at(fd, log, start)
+    if digest != found:
         raise DamagedError(f"{log.path} does not confirm the digest known at the replay position {start}",
                            "remove local-HOST/position-RESOURCE and try again; else invalidate this replica")
 
 
 def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:
-    result = reader.scan(fd, log.header, limit=pos, look=0)
+    try:
+        result = reader.scan(fd, log.header, limit=pos, look=0)
+    except reader.Unreadable as err:
+        raise _unreadable(log, err, 0, pos) from err
     if result.end == pos:
         return result.digest
     text = f"{log.path}: the replay position {pos} is not the end of a valid group"
@@ -193,10 +207,16 @@ def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:
     raise LogDamaged(f"{text}: damaged {result.detail}", HINT, _damage(log, result, 0, max(pos, log.end or 0)))
 
 
-def _damage(log: writer.LogFile, result: ScanResult, start: int, due: int) -> Damage:
+def _damage(log: writer.LogFile, result: ScanResult, start: int, due: int, unreadable: int = -1) -> Damage:
     group = result.next_group if result.groups or not start else None
     return Damage(log.path, log.nr, log.producer, log.header, result.end, result.digest, group, result.next_record,
-                  result.device_size, due)
+                  result.device_size, due, unreadable)
+
+
+def _unreadable(log: writer.LogFile, err: reader.Unreadable, start: int, known: int) -> LogDamaged:
+    """The disk does not give a block of the log."""
+    due = max(known, log.end or 0, err.result.durable_hint)
+    return LogDamaged(f"log {log.path} {err.text}", HINT, _damage(log, err.result, start, due, err.byte))
 
 
 def _judge(log: writer.LogFile, result: ScanResult, start: int, known: int) -> None:
@@ -224,11 +244,32 @@ def empty_end(env: Env, at: LogPos, known_durable: KnownDurable) -> FileHeader |
     if not may_withdraw(env, newest.header):
         return None
     with reader.open_log(newest.path, env.uuid, env.resource) as log:
-        if not reader.is_empty(log):
-            return None
+        try:
+            if not reader.is_empty(log):
+                return None
+        except OSError:
+            return None                                     # not known; recovery says what is wrong
     found = _recover_one(env, newest, 0, "", known_durable, COLLECT_NOTHING)
     os.close(found.fd)
     return newest.header if found.end == 0 else None
+
+
+def examine(env: Env, at: LogPos) -> Damage | None:
+    """What is wrong with the log of `at` below `at`, which is known to be durable; None: nothing, or it is gone.
+    Reads past the page cache."""
+    path = os.path.join(env.directory, at.log)
+    try:
+        with reader.open_log(path, env.uuid, env.resource, direct=True) as log:
+            file = writer.LogFile(path, at.pos, log.header, at.pos)
+            try:
+                result = reader.scan(log.fd, log.header, limit=at.pos, look=0)
+            except reader.Unreadable as err:
+                return _unreadable(file, err, 0, at.pos).damage
+            return None if result.end == at.pos else _damage(file, result, 0, at.pos)
+    except NotFoundError:
+        return None
+    except DamagedError:
+        return Damage(path, at.nr, at.producer, due=at.pos, unreadable=0)
 
 
 def may_withdraw(env: Env, header: FileHeader) -> bool:

@@ -161,7 +161,7 @@ class Replayer:
         if pair.cursor is None:
             pair.begin(self._log.fd, self._cursor, end)
         cursor = pair.turn()
-        groups, code = pair.now.finish()
+        groups, code = self._loaded(pair.now, header)
         if not groups:
             raise DamagedError(f"{header.name} cannot be replayed at position {self.at.pos} (code {code})",
                                "fetch the log again: marsadm invalidate, or remove the file when a peer has it")
@@ -182,6 +182,14 @@ class Replayer:
                 self._busy = False
                 self._wake.notify_all()
         self.on_progress(new)
+
+    def _loaded(self, window: marsreplay.Window, header: FileHeader) -> tuple[int, int]:
+        """(groups, code) of a window that was begun. A log that cannot be read is damaged, not the data device."""
+        try:
+            return window.finish()
+        except OSError as err:
+            raise DamagedError(f"{header.name} cannot be read behind position {self.at.pos}: {err.strerror}",
+                               "fetch the log again: marsadm invalidate") from err
 
     def _may_write(self, end: LogPos) -> bool:
         """From now on everything up to `end` may be on the disk; False when the bound forbids it."""

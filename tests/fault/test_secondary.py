@@ -14,9 +14,9 @@ def stop_replay(a, b, writer, rule: str) -> None:
     b.rules.set(rule)
     writer.go_on(100)
     ways.told(b, "replay stopped")
-    stuck, fetched = scenario.Replay.of(b, "data"), b.link("resource-data/actual-b/fetched")
+    stuck, fetched = scenario.Replay.of(b, "data"), b.status()["data"]["fetched"]
     writer.go_on(300)
-    b.wait(lambda: b.link("resource-data/actual-b/fetched") != fetched, 30, "the fetch to go on beside it")
+    b.wait(lambda: b.status()["data"]["fetched"] != fetched, 30, "the fetch to go on beside it")
     now = scenario.Replay.of(b, "data")
     assert (now.nr, now.pos) == (stuck.nr, stuck.pos), "a position moved although the disk failed"
     assert ways.messages(a) == ""
@@ -39,11 +39,11 @@ def test_disks_of_the_secondary_fail(faulty_pair, tmp_path):
         b.rules.set(f"write {ways.LOG} EIO")
         writer.go_on(100)
         ways.told(b, "Input/output error")
-        held = ways.settled(b, "resource-data/actual-b/fetched")
+        held = b.status()["data"]["fetched"]
         writer.go_on(200)
-        assert b.link("resource-data/actual-b/fetched") == held, "fetched moved although the log copy failed"
+        assert b.status()["data"]["fetched"] == held, "fetched moved although the log copy failed"
         b.rules.set()
-        b.wait(lambda: b.link("resource-data/actual-b/fetched") != held, 30, "the fetch to go on by itself")
+        b.wait(lambda: b.status()["data"]["fetched"] != held, 30, "the fetch to go on by itself")
         b.rules.set(f"fdatasync,fsync {ways.LOG} EIO")
         writer.go_on(100)
         ways.told(b, "sync")

@@ -75,10 +75,10 @@ def by_states(tree: Path, mutant: Mutant) -> str:
     done = call(tree, STATES_S, *STATES, mutant.test.partition(":")[2], "--keep", str(tree / "build/crash"))
     if done is None:
         return "CANNOT BE TRIED (the crash states hang)"
-    words = [line for line in done.stdout.splitlines() if line.startswith("VIOLATION")]
-    if words:
-        return f"killed: {words[0][:150]}"
-    return "SURVIVES" if done.returncode == 0 else f"CANNOT BE TRIED\n{done.stdout[-3000:]}"
+    if done.returncode == 0:
+        return "SURVIVES"
+    lines = [line for line in done.stdout.splitlines() if line.strip()] or [f"status {done.returncode}"]
+    return "killed: " + next((line for line in lines if line.startswith("VIOLATION")), lines[-1])[:150]
 
 
 def verdict(tree: Path, mutant: Mutant, names: list[str], seconds: float) -> str:

@@ -100,7 +100,7 @@ FOUND_BY_STATES = (
            "            first = 0\n", SECONDARY_STATES),
     Mutant("states-version-link-ahead", 4, "ext/marslog.pyx",
            "        return n.durable, n.nr, n.durable - n.base, (<const char *>n.digest)[:16]\n",
-           "        return n.written, n.nr, n.written - n.base, (<const char *>self.log.written_digest)[:16]\n",
+           "        return n.written, n.nr, n.written - n.base, (<const char *>n.digest)[:16]\n",
            PRIMARY_STATES),
     Mutant("states-fetched-is-not-synced", 0, "marsx/daemon/logcopy.py",
            "        durable.overwrite(self._fd, b\"\", 0, str(self.at.log))\n",

@@ -94,7 +94,7 @@ def healed(sink: Sink, origin: Origin, due: int = 0, asked_for: list[int] | None
         far = Far(origin)
         far.asked_for = asked_for if asked_for is not None else []
         answers = await heal.ask_all(far, "r", heal.start_of(damage), ["b"])
-        host, end = heal.best(answers, damage)
+        (host, end), = heal.candidates(answers, damage)
         assert host == "b", answers
         return await heal.heal(far, sink.env, "r", damage, host, end)
 
@@ -184,7 +184,7 @@ def test_who_has_less_or_another_log_is_no_help(dirs: tuple[Path, Path]) -> None
     assert damage.good == position(ONE, 4) and damage.due == ONE.end
     for there in (origin, Origin(dirs[0], other)):
         answers = asyncio.run(heal.ask_all(Far(there), "r", heal.start_of(damage), ["b"]))  # type: ignore[arg-type]
-        assert heal.best(answers, damage) == ("", 0)
+        assert heal.candidates(answers, damage) == []
         text = heal.nobody(answers, ["c"])
         assert "c cannot be reached" in text and ("ends at" in text or "another log" in text)
     spoil(dirs[1], 0, BLOCK)
@@ -196,9 +196,9 @@ def test_the_one_with_most_is_asked() -> None:
     """By what it has of this log; a header alone is something when not even that is here."""
     damage = Damage("x", 1, "a", pos=8192, header=object())  # type: ignore[arg-type]
     answers = {"b": Offer(8192, START), "c": Offer(16384, START), "d": Offer(12288, START), "e": "no"}
-    assert heal.best(answers, damage) == ("c", 16384)
-    assert heal.best({"b": Offer(8192, START)}, damage) == ("", 0)
-    assert heal.best({"b": Offer(0, START)}, Damage("x", 1, "a")) == ("b", 0)
+    assert heal.candidates(answers, damage) == [("c", 16384), ("d", 12288)]
+    assert heal.candidates({"b": Offer(8192, START)}, damage) == []
+    assert heal.candidates({"b": Offer(0, START)}, Damage("x", 1, "a")) == [("b", 0)]
 
 
 @pytest.mark.parametrize("stops", range(1, 9))

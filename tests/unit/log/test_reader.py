@@ -474,7 +474,7 @@ def test_read_error_is_no_tail(tmp_path):
     header = FileHeader.parse(log.header)
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        with pytest.raises(OSError, match="reading the log"):
+        with pytest.raises(reader.Unreadable, match="Is a directory"):
             reader.scan(fd, header)
     finally:
         os.close(fd)
