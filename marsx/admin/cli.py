@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from marsx.base.errors import UsageError
 
@@ -142,6 +142,22 @@ def parse(argv: Sequence[str]) -> Call:
               if got[f"--{name.replace('_', '-')}"]},
     )  # fmt: skip
     return _forced(got["COMMAND"] or "", tuple(got["ARGUMENT"]), options)
+
+
+def words(options: Options) -> list[str]:
+    """The options as words of a command line that means the same; --parallel is left out."""
+    found = []
+    for one in fields(Options):
+        value, name = getattr(options, one.name), "--" + one.name.replace("_", "-")
+        if one.name == "dirs":
+            found += [f"--{key.replace('_', '-')}={path}" for key, path in value.items()]
+        elif one.name == "peer_ips":
+            found += [f"--ip-{host}={ip}" for host, ip in value.items()]
+        elif one.name == "thresh_logsize":
+            found.append(f"{name}={value // 1024}K")
+        elif one.name != "parallel" and value != one.default:
+            found.append(name if value is True else f"{name}={value}")
+    return found
 
 
 def parse_size(text: str) -> int:

@@ -25,7 +25,7 @@ from marsx.tree import paths
 from marsx.tree.store import Entry
 
 if TYPE_CHECKING:
-    from marsx.peer.join import Joined
+    from marsx.peer.join import Joined as Joined
 
 DIRECTORIES = ("ips", "userspace", "defaults", "todo-global")
 SSH_TIMEOUT = 60
@@ -38,8 +38,9 @@ def create_cluster(ctx: Context, args: tuple[str, ...]) -> None:
     from marsx.peer import tls
 
     files = tls.TlsFiles.of(ctx.paths)
-    _keep_old_certificates(ctx, Path(files.directory))
-    tls.create_cluster(files, ctx.host)
+    if not ctx.would(f"make the certificates of a new cluster in {files.directory}"):
+        _keep_old_certificates(ctx, Path(files.directory))
+        tls.create_cluster(files, ctx.host)
     try:
         _keep_old_tree(ctx)
         stamp = ctx.lamport.now()
@@ -47,7 +48,7 @@ def create_cluster(ctx: Context, args: tuple[str, ...]) -> None:
         _begin_tree(ctx, ip)
         ctx.wish((paths.uuid(), uuid))
     except BaseException:
-        for path in (files.ca_crt, files.ca_key, files.host_crt, files.host_key):
+        for path in () if ctx.dry else (files.ca_crt, files.ca_key, files.host_crt, files.host_key):
             Path(path).unlink(missing_ok=True)
         raise
     ctx.say(f"cluster {uuid} created, this host is {ctx.host} with address {ip}; start the daemon: marsd start")
@@ -73,8 +74,9 @@ def _keep_old_tree(ctx: Context) -> None:
     old = [entry for entry in root.iterdir() if paths.is_directory(entry.name) or entry.name == paths.uuid()]
     if not old:
         return
-    name = f"backup-{ctx.lamport.now() // 10**9}"
-    backup = root / name
+    backup = root / f"backup-{ctx.lamport.now() // 10**9}"
+    if ctx.would(f"move the tree of the former cluster to {backup}"):
+        return
     backup.mkdir(mode=0o700)
     for entry in old:
         entry.rename(backup / entry.name)
@@ -94,7 +96,8 @@ def _keep_old_certificates(ctx: Context, directory: Path) -> None:
 def _begin_tree(ctx: Context, ip: str) -> None:
     """The directories and links that every host of a cluster has."""
     for name in (*DIRECTORIES, f"defaults-{ctx.host}", f"actual-{ctx.host}"):
-        durable.make_dir(os.path.join(ctx.paths.mars_dir, name), durable=True)
+        if not ctx.dry:
+            durable.make_dir(os.path.join(ctx.paths.mars_dir, name), durable=True)
     if ctx.store.get(paths.host_member(ctx.host)) in ("", ctx.store.get(paths.host_removed(ctx.host))):
         ctx.wish((paths.host_member(ctx.host), os.urandom(16).hex()))
     ctx.wish(
@@ -107,6 +110,8 @@ def _begin_tree(ctx: Context, ip: str) -> None:
 def create_token(ctx: Context, args: tuple[str, ...]) -> None:
     """create-token: the token is the only line on stdout."""
     require_cluster(ctx.view(), ctx.host)
+    if ctx.would("make a token"):
+        return
     token = ctx.control.request({"cmd": "token"}).get("token")
     if not isinstance(token, str) or not token or not token.isprintable():
         raise MarsError("marsd has given no token", "are marsadm and marsd of the same version?")
@@ -120,29 +125,49 @@ def join_cluster(ctx: Context, args: tuple[str, ...]) -> None:
         raise UsageError(f"{peer} is this host", "give the name of a host that is in the cluster")
     _refuse_existing(ctx)
     ip = checks.address(ctx.options.ip) if ctx.options.ip else checks.own_address()
-    peer_ip = _peer_address(ctx, peer)
-    joined = _ask_to_join(ctx, peer, peer_ip, ip, ctx.options.token or _token_by_ssh(peer))
+    peer_ip = peer_address(ctx, peer)
+    if ctx.would(f"ask {peer} at {peer_ip} for certificates, the tree and the uuid of its cluster"):
+        _keep_old_tree(ctx)
+        _begin_tree(ctx, ip)
+        return
+    joined = ask_to_join(ctx, peer, peer_ip, ip, ctx.options.token or token_by_ssh(peer))
     _keep_old_tree(ctx)
-    _take_tree(ctx, joined, ip)
+    take_tree(ctx, joined, ip)
     ctx.say(f"this host is {ctx.host} with address {ip} in cluster {joined.uuid}; start the daemon: marsd start")
 
 
-def _ask_to_join(ctx: Context, peer: str, peer_ip: str, ip: str, token: str) -> Joined:
-    """Show the token to the member; certificates are installed when this returns."""
-    import asyncio
-
-    from marsx.peer import join, tls
+def _check_giver(token: str, peer: str) -> None:
     from marsx.peer.token import Token
 
     giver = Token.parse(token).host
     if giver != peer:
-        raise AuthError(f"the token was made on {giver}, not on {peer}", f"marsadm join-cluster {giver} --token=...")
+        raise AuthError(f"the token was made on {giver}, not on {peer}", f"name {giver}, or make a token on {peer}")
+
+
+def look(ctx: Context, peer: str, peer_ip: str, token: str) -> Joined:
+    """The uuid and the tree of the member's cluster; nothing is changed, the token is still good afterwards."""
+    import asyncio
+
+    from marsx.peer import join
+
+    _check_giver(token, peer)
+    port, own_ip = Settings(ctx.paths).get("mars_port"), ctx.view().ips[ctx.host]
+    return asyncio.run(join.look_at_cluster(token, peer_ip, port, host=ctx.host, own_ip=own_ip))
+
+
+def ask_to_join(ctx: Context, peer: str, peer_ip: str, ip: str, token: str) -> Joined:
+    """Show the token to the member; certificates are installed when this returns."""
+    import asyncio
+
+    from marsx.peer import join, tls
+
+    _check_giver(token, peer)
     port = Settings(ctx.paths).get("mars_port")
     files = tls.TlsFiles.of(ctx.paths)
     return asyncio.run(join.join_cluster(token, peer_ip, port, host=ctx.host, own_ip=ip, files=files))
 
 
-def _take_tree(ctx: Context, joined: Joined, ip: str) -> None:
+def take_tree(ctx: Context, joined: Joined, ip: str) -> None:
     """The member's tree becomes ours; what it says about absent hosts is taken from it, once."""
     entries = [Entry(*item) for item in joined.tree if isinstance(item, list | tuple) and len(item) == 3]
     last = [entry for entry in entries if entry.rel == paths.uuid()]
@@ -157,7 +182,7 @@ def _take_tree(ctx: Context, joined: Joined, ip: str) -> None:
     ctx.wish((paths.uuid(), joined.uuid))
 
 
-def _peer_address(ctx: Context, peer: str) -> str:
+def peer_address(ctx: Context, peer: str) -> str:
     given = {name: text for name, text in ctx.options.peer_ips.items() if name != peer}
     if given:
         raise UsageError(f"--ip-{next(iter(given))}: only the address of {peer} is asked for here")
@@ -170,7 +195,7 @@ def _peer_address(ctx: Context, peer: str) -> str:
     return str(found[0][4][0])
 
 
-def _token_by_ssh(peer: str) -> str:
+def token_by_ssh(peer: str) -> str:
     """As the manual has it: root's ssh makes the token on the member."""
     hint = f"on {peer}: marsadm create-token; then here: marsadm join-cluster {peer} --token=TOKEN"
     try:

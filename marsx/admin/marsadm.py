@@ -26,9 +26,27 @@ READER_GONE = 141
 
 def commands() -> dict[str, Command]:
     """The table of all commands, in the order of the help."""
-    from marsx.admin import cluster, logs, resource, roles, switches, synclimits, verify, view, waits
+    from marsx.admin import (
+        cluster,
+        habits,
+        hosts,
+        links,
+        logs,
+        merge,
+        resource,
+        roles,
+        settings,
+        switches,
+        synclimits,
+        verify,
+        view,
+        waits,
+    )
 
-    families = (cluster, resource, roles, switches, synclimits, logs, verify, waits, view)
+    families = (
+        cluster, merge, resource, roles, switches, synclimits, settings, logs, verify, waits, view, hosts, links,
+        habits,
+    )  # fmt: skip
     return {row.name: row for module in families for row in module.COMMANDS}
 
 
@@ -172,18 +190,12 @@ def run_row(ctx: Context, row: Command, call: Call) -> int:
     if not names:
         ctx.note(f"{row.name}: this host has no resources")
         return 0
-    if ctx.options.parallel != 1 and len(names) > 1 and row.writes and not row.joint:
+    if ctx.options.parallel != 1 and len(names) > 1 and row.writes:
         from marsx.admin import parallel
 
-        return parallel.run(names, ctx.options.parallel, lambda name: _alone(row, call, name, rest))
+        words = cli.words(ctx.options)
+        return parallel.run([[row.name, name, *rest, *words] for name in names], ctx.options.parallel)
     return run_each(ctx, row, names, rest)
-
-
-def _alone(row: Command, call: Call, name: str, args: tuple[str, ...]) -> int:
-    """One resource in a process of its own, with a tree and a clock of its own."""
-    ctx = make_context(row, call)
-    ctx.daemon_runs = True
-    return run_each(ctx, row, [name], args)
 
 
 def _finish(phases: Phases) -> None:

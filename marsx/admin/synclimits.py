@@ -26,10 +26,9 @@ def get_limit(ctx: Context, args: tuple[str, ...], everywhere: bool) -> None:
     """The limit of this host, or a line for each host."""
     require_cluster(ctx.view(), ctx.host)
     view = ctx.view()
-    if not everywhere:
-        ctx.say(str(view.sync_limit(ctx.host)))
-    for host in view.hosts if everywhere else ():
-        ctx.say(f"{host} {view.sync_limit(host)}")
+    limits = {host: view.sync_limit(host) for host in (view.hosts if everywhere else (ctx.host,))}
+    lines = [f"{host} {limit}" for host, limit in limits.items()] if everywhere else [str(limits[ctx.host])]
+    ctx.show(limits, "\n".join(lines))
 
 
 def set_preferred(ctx: Context, args: tuple[str, ...]) -> None:
@@ -44,36 +43,37 @@ def set_preferred(ctx: Context, args: tuple[str, ...]) -> None:
 def get_preferred(ctx: Context, args: tuple[str, ...]) -> None:
     """The list as it stands."""
     require_cluster(ctx.view(), ctx.host)
-    ctx.say(ctx.view().get(paths.host_default(ctx.host, "sync-pref-list")) or paths.NONE)
+    text = ctx.view().get(paths.host_default(ctx.host, "sync-pref-list")) or paths.NONE
+    ctx.show([] if text == paths.NONE else text.split(","), text)
 
 
 COMMANDS = (
     Command(
         "set-sync-limit-value", "N", partial(set_limit, everywhere=False),
-        "how many resources may sync at once on this host; 0 = no limit", "switches",
+        "how many resources may sync at once on this host; 0 = no limit", "settings",
         example="marsadm set-sync-limit-value 2", scope="none", extra=(1, 1), daemon=False,
     ),
     Command(
-        "get-sync-limit-value", "", partial(get_limit, everywhere=False), "print it", "switches",
-        example="marsadm get-sync-limit-value", scope="none", daemon=False, writes=False,
+        "get-sync-limit-value", "", partial(get_limit, everywhere=False), "print it", "settings",
+        example="marsadm get-sync-limit-value", scope="none", daemon=False, writes=False, options="--json",
     ),
     Command(
         "set-global-sync-limit-value", "N", partial(set_limit, everywhere=True),
-        "how many resources may sync at once on each host of the cluster", "switches",
+        "how many resources may sync at once on each host of the cluster", "settings",
         example="marsadm set-global-sync-limit-value 2", scope="none", extra=(1, 1), daemon=False,
     ),
     Command(
-        "get-global-sync-limit-value", "", partial(get_limit, everywhere=True), "print it for all hosts", "switches",
-        example="marsadm get-global-sync-limit-value", scope="none", daemon=False, writes=False,
+        "get-global-sync-limit-value", "", partial(get_limit, everywhere=True), "print it for all hosts", "settings",
+        example="marsadm get-global-sync-limit-value", scope="none", daemon=False, writes=False, options="--json",
     ),
     Command(
         "set-sync-pref-list", "LIST", set_preferred,
-        "resources that sync first when there are too few slots, in this order; (none) = no preference", "switches",
+        "resources that sync first when there are too few slots, in this order; (none) = no preference", "settings",
         needs="A limit is set: marsadm set-sync-limit-value.", example="marsadm set-sync-pref-list mail,web",
         scope="none", extra=(1, 1), daemon=False,
     ),
     Command(
-        "get-sync-pref-list", "", get_preferred, "print it", "switches",
-        example="marsadm get-sync-pref-list", scope="none", daemon=False, writes=False,
+        "get-sync-pref-list", "", get_preferred, "print it", "settings",
+        example="marsadm get-sync-pref-list", scope="none", daemon=False, writes=False, options="--json",
     ),
 )  # fmt: skip

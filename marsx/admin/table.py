@@ -46,8 +46,6 @@ class Command:
     """Can tell what it would do (--dry-run), if it writes at all."""
     options: str = ""
     """The options that mean something here, beyond the common ones."""
-    joint: bool = False
-    """Several resources go through in one process even with --parallel."""
 
 
 def aliased(row: Command, name: str, **changes: Any) -> Command:

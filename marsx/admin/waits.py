@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable
 
 from marsx.admin.context import Context, require_cluster, require_member
-from marsx.admin.table import Command
+from marsx.admin.table import Command, aliased
 from marsx.base.errors import TimeoutExpired, UsageError
 from marsx.tree.view import View
 from marsx.tree.watch import Watch
@@ -163,22 +163,30 @@ def wait_cluster(ctx: Context, args: tuple[str, ...], resource: str = "") -> Non
         ctx.progress("")
 
 
+_CLUSTER = Command(
+    "wait-cluster", "[RES]", lambda ctx, args: wait_cluster(ctx, (), args[0] if args else ""),
+    "wait until every member has answered", "waits",
+    effect="""With RES only the members of that resource. A member that has answered has seen all that was said before.
+    Members that cannot be reached end it with status 5 after --timeout.""",
+    example="marsadm wait-cluster --timeout=30", scope="none", extra=(0, 1), writes=False, options="--timeout",
+)  # fmt: skip
+
 COMMANDS = (
-    Command(
-        "wait-cluster", "[RES]", lambda ctx, args: wait_cluster(ctx, (), args[0] if args else ""),
-        "wait until every reachable member has seen all that was said here", "waits",
-        needs="Members that cannot be reached end it with status 5 after --timeout.",
-        example="marsadm wait-cluster --timeout=30", scope="none", extra=(0, 1), writes=False,
+    _CLUSTER,
+    aliased(_CLUSTER, "wait-connect"),
+    aliased(
+        _CLUSTER, "update-cluster", short="fetch what all members know; they tell it at once, so it is only waited for",
+        example="marsadm update-cluster",
     ),
     Command(
         "wait-resource", "RES [COND]", wait_resource, "wait until a condition of this host's replica is true", "waits",
         needs="""COND is [is-|todo-]NAME[-on|-off], by default todo- and -on.
         is-: attach fetch replay sync primary device consistent uptodate;  todo-: attach fetch connect replay sync.
         Without COND: like wait-cluster.""",
-        example="marsadm wait-resource data is-primary-off", extra=(0, 1), writes=False,
+        example="marsadm wait-resource data is-primary-off", extra=(0, 1), writes=False, options="--timeout",
     ),
     Command(
         "wait-umount", "RES", wait_umount, "wait until nobody uses the device of the resource", "waits",
-        example="marsadm wait-umount data", writes=False,
+        example="marsadm wait-umount data", writes=False, options="--timeout",
     ),
 )  # fmt: skip

@@ -314,7 +314,7 @@ class Comeback:
         return False
 
     def _digest_at(self, path: str, pos: int) -> str | None:
-        with reader.open_log(path, self.site.store.get(paths.uuid()), self.resource, direct=True) as log:
+        with reader.open_log(path, self.site.view().log_uuid(self.resource), self.resource, direct=True) as log:
             return reader.digest_behind(log.fd, log.header, pos)
 
     def _say_again(self, rels: Iterable[str]) -> None:

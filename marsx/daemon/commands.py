@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from marsx.base import disk
 from marsx.base.errors import MarsError, NotFoundError, PreconditionError, TimeoutExpired, UsageError
 from marsx.base.position import LogPos, log_name
-from marsx.daemon import growth, replica
+from marsx.daemon import growth, purges, replica
 from marsx.daemon.housekeeping import deletable, delete_logs
 from marsx.daemon.resource import Runner
 from marsx.peer import wire
@@ -327,6 +327,9 @@ DO: dict[str, Do] = {
     "invalidate": invalidate,
     "fake-sync": fake_sync,
     "resize": growth.resize,
+    "log-purge-all": purges.log_purge_all,
+    "err-purge-all": purges.err_purge_all,
+    "link-purge-all": purges.link_purge_all,
     "log-rotate": log_rotate,
     "log-delete": lambda worker, resource, args: log_delete(worker, resource, args, False),
     "log-delete-all": lambda worker, resource, args: log_delete(worker, resource, args, True),

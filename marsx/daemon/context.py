@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import Stock
 from marsx.daemon.site import Site
-from marsx.tree import paths
 from marsx.volume.env import Env
 
 
@@ -30,7 +29,7 @@ def make_env(site: Site, resource: str, directory: str, publisher: Publisher, on
     view, settings = site.view(), site.settings
     return Env(
         directory=directory,
-        uuid=site.store.get(paths.uuid()),
+        uuid=view.log_uuid(resource),
         resource=resource,
         host=site.host,
         device_size=view.size(resource),

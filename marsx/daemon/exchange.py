@@ -180,6 +180,7 @@ class Exchange:
         self._calls: dict[str, asyncio.Event] = {}
         self.states: dict[str, str] = {}  # host -> text for people
         self.latency: dict[str, float] = {}
+        self.acked: dict[str, float] = {}  # host -> when the newest unit that it has taken was sent, on this link
         store.on_change(self._changed)
 
     # ---- whom to talk to ----
@@ -245,6 +246,7 @@ class Exchange:
         """This link is over; a link to another address of the host may be up already."""
         if self._queues.get(host) is queue:
             del self._queues[host]
+            self.acked.pop(host, None)
             self.reachable.discard(host)
             self._on_peers()
 
@@ -301,6 +303,7 @@ class Exchange:
             sent = frame.header.get("sent")
             if isinstance(sent, float):
                 self.latency[host] = max(0.0, time.monotonic() - sent)
+                self.acked[host] = sent
 
     def _changed(self, rels: list[str]) -> None:
         """The store changed: push it on. Heartbeats of others are not passed on (N hosts would echo each other)."""

@@ -496,7 +496,7 @@ class Runner:
         if self.stock.end is None or self.disk_fd < 0:
             raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
         return logsource.Source(
-            self._directory(), self.site.store.get(paths.uuid()), self.resource, self.stock.end, self.stock.pins,
+            self._directory(), self.site.view().log_uuid(self.resource), self.resource, self.stock.end, self.stock.pins,
             self._unreadable_in_thread,
         )
 

@@ -195,8 +195,7 @@ class Worker:
         services: dict[str, Service] = {
             "tree": self.exchange.service,
             "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
-            "sync": sync.SyncService(self._span_source, self.executor, self._served,
-                                     lambda: self.settings.get("compress_level")),
+            "sync": sync.SyncService(self._span_source, self.executor, self._served, self._compress_level),
             "verify": VerifyService(self._span_source, self.executor, self._served),
             verify.ASK: verify.VerifyAsk(self),
             "start": self.start_service,
@@ -205,6 +204,7 @@ class Worker:
                 self.tokens,
                 uuid=lambda: self.store.get(paths.uuid()),
                 admit=self._admit,
+                look=self._whole_tree,
                 executor=self.executor,
             ),
         }
@@ -232,6 +232,11 @@ class Worker:
         kind = TRAFFIC.get(service, "0_meta")
         tcp = Tcp(*(self.settings.get(f"tcp_tuning_{kind}_traffic/{name}") for name in TCP_TUNABLES))
         return Timing(io_timeout=float(self.settings.get("network_io_timeout") or 86400), tcp=tcp)
+
+    def _compress_level(self) -> int:
+        """Of what the sync sends; 0 = as it is. The cluster may have switched compression off."""
+        off = self.store.get(paths.default("enabled-net-compressions"))
+        return self.settings.get("compress_level") if not off or int(off, 16) else 0
 
     def _identity(self) -> Hello:
         return Hello(self.store.get(paths.uuid()), self.host, self._incarnation)
@@ -268,6 +273,9 @@ class Worker:
             )
         where = ip or address.rpartition(":")[0]
         self.store.put_many([(paths.host_member(host), os.urandom(8).hex()), (paths.ip(host), where)], durable=True)
+        return self._whole_tree()
+
+    def _whole_tree(self) -> list[Any]:
         return [[e.rel, e.value, e.stamp] for e in self.store.entries()]
 
     def _runner_for(self, resource: str, peer: Peer) -> Runner:

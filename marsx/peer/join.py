@@ -51,12 +51,14 @@ class JoinService:
     """The service for `server.Server(services={"join": ...}, join_open=store.any)`.
 
     `admit(host, ip, address)` is asked when the token is proved and before anything is done: it raises MarsError to
-    refuse (name taken), else prepares the tree for the new host and returns the entries to hand over. `executor` runs
-    the `openssl` program."""
+    refuse (name taken), else prepares the tree for the new host and returns the entries to hand over. `look()`: the
+    same entries for who proves a token but asks for no certificate; the token stays. `executor` runs the `openssl`
+    program."""
 
     def __init__(self, files: tls.TlsFiles, store: TokenStore, *, uuid: Callable[[], str],
-                 admit: Callable[[str, str, str], list[Any]],
+                 admit: Callable[[str, str, str], list[Any]], look: Callable[[], list[Any]] | None = None,
                  executor: concurrent.futures.Executor | None = None) -> None:
+        self._look = look
         self._files = files
         self._store = store
         self._uuid = uuid
@@ -79,6 +81,10 @@ class JoinService:
         try:
             async with self._one_at_a_time:
                 self._store.check(token_id, parts, claimed)
+                if not request and self._look is not None:
+                    await link.send(Type.JOIN_ANSWER, {"uuid": self._uuid()}, wire.pack_json({"tree": self._look()}))
+                    await link.recv(SIGN_TIMEOUT)
+                    return
                 entries = self._admit(peer.host, ip, peer.address)
                 loop = asyncio.get_running_loop()
                 signed = await loop.run_in_executor(self._executor, tls.sign_request, self._files, request, peer.host)
@@ -117,6 +123,23 @@ async def join_cluster(token_text: str, ip: str, port: int, *, host: str, own_ip
         found = _parse_answer(answer, ca_crt)
         tls.install(files, ca_crt=ca_crt, ca_key=found["ca_key"].encode(), host_crt=found["host_crt"].encode(),
                     host_key=key)
+        return Joined(wire.take_text(answer.header, "uuid", 127), member.host, found["tree"])
+    finally:
+        await link.close()
+
+
+async def look_at_cluster(token_text: str, ip: str, port: int, *, host: str, own_ip: str,
+                          timing: Timing | None = None) -> Joined:
+    """The uuid and the tree of the cluster that gave the token; nothing is changed there or here, the token stays."""
+    token = Token.parse(token_text)
+    timing = timing or Timing()
+    ca_crt = await _ask_ca(token, ip, port, host, timing)
+    link, member = await _connect(token, ip, port, host, tls.join_context(ca_crt), timing)
+    try:
+        answer = await _prove(link, token, host, own_ip, b"")
+        found = wire.parse_json(answer.body)
+        if not isinstance(found, dict) or not isinstance(found.get("tree"), list):
+            raise DamagedError("the answer of the cluster is not complete")
         return Joined(wire.take_text(answer.header, "uuid", 127), member.host, found["tree"])
     finally:
         await link.close()

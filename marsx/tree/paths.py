@@ -69,7 +69,7 @@ _DEFAULTS = {"enabled-log-compressions": "mask", "enabled-net-compressions": "ma
              "disabled-net-digests": "mask"}
 _HOST_DEFAULTS = {"sync-limit": "number", "sync-pref-list": "hosts"}
 _TODO_GLOBAL = {"systemd-global-trigger": "host"}
-_RESOURCE_WISHES = {"size": "number", "primary": "host", "maxnr": "number", "block-size": "number",
+_RESOURCE_WISHES = {"size": "number", "primary": "host", "maxnr": "number", "block-size": "number", "log-uuid": "text",
                     "systemd-start-unit": "text", "systemd-stop-unit": "text", "systemd-want": "host"}
 _MEMBER_WISHES = {"data": "path", "device": "device", "syncfrom": "host", "connect": "hosts", "member": "token",
                   "removed": "token"}
@@ -312,6 +312,11 @@ def maxnr(resource: str) -> str:
 
 def block_size(resource: str) -> str:
     return checked(f"resource-{resource}/block-size")
+
+
+def log_uuid(resource: str) -> str:
+    """The uuid in the headers of the resource's logs, where it is not that of the cluster: it came by a merge."""
+    return checked(f"resource-{resource}/log-uuid")
 
 
 def systemd(resource: str, key: str) -> str:

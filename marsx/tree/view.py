@@ -138,6 +138,10 @@ class View:
     def size(self, resource: str) -> int:
         return self._number(paths.size, resource)
 
+    def log_uuid(self, resource: str) -> str:
+        """The uuid that the logs of the resource carry: of the cluster in which it was made."""
+        return self._text(paths.log_uuid, resource) or self.uuid
+
     def block_size(self, resource: str) -> int:
         """Logical block size of the device, 0 if nobody said."""
         return self._number(paths.block_size, resource)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from marsx.admin import cli
@@ -38,6 +40,16 @@ def test_numbers_of_options() -> None:
     assert options.macro == "" and options.json and not options.dry_run
     assert cli.parse(["view", "--thresh-logsize=100M"]).options.thresh_logsize == 100 << 20
     assert cli.parse(["view"]).options.macro is None and cli.parse(["-d", "up", "all"]).options.dry_run
+
+
+def test_words_say_the_same_again() -> None:
+    """What --parallel gives to its children means just the same."""
+    line = """up data -f -d --verbose=2 --timeout=2.5 --window=7 --threshold=3000 --thresh-logsize=2 --host=h --json
+              --macro=x --ip-my-peer=10.0.0.1 --mars-dir=/m --persist --parallel=3 --thresh-logfiles=4""".split()
+    call = cli.parse(line)
+    again = cli.parse(["up", "data", *cli.words(call.options)]).options
+    assert again == replace(call.options, parallel=1)
+    assert cli.words(cli.Options()) == ["--thresh-logsize=5242880K"]
 
 
 def test_force_prefix() -> None:

@@ -250,10 +250,10 @@ def test_join_without_token_asks_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
         return Done()
 
     monkeypatch.setattr(cluster.subprocess, "run", run)
-    assert cluster._token_by_ssh("a") == "mars-token" and seen[0][-3:] == ["root@a", "marsadm", "create-token"]
+    assert cluster.token_by_ssh("a") == "mars-token" and seen[0][-3:] == ["root@a", "marsadm", "create-token"]
     Done.returncode = 255
     with pytest.raises(AuthError) as caught:
-        cluster._token_by_ssh("a")
+        cluster.token_by_ssh("a")
     assert "marsadm create-token" in caught.value.hint
 
 

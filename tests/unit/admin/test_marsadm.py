@@ -13,7 +13,12 @@ from tests.unit.admin.small_tree import Admin, SmallTree
 
 ISSUE = """create-cluster create-token join-cluster leave-cluster create-resource join-resource leave-resource
 primary secondary up down attach detach connect disconnect pause-sync resume-sync pause-replay resume-replay invalidate
-fake-sync log-rotate log-delete log-delete-all wait-cluster wait-resource wait-umount view""".split()
+fake-sync log-rotate log-delete log-delete-all wait-cluster wait-resource wait-umount view delete-resource resize
+update-cluster wait-connect log-delete-one log-delete-all-replayed log-purge-all link-purge-all err-purge-all cron
+set-link get-link delete-file set-connect-pref-list get-connect-pref-list set-sync-pref-list get-sync-pref-list
+set-sync-limit-value get-sync-limit-value set-emergency-limit get-emergency-limit emergency-limit
+set-tunable get-tunable
+set-global-enabled-net-compressions lowlevel-ls-host-ips lowlevel-set-host-ip lowlevel-delete-host verify""".split()
 
 
 def test_every_command_is_there_and_explained(adm: Admin) -> None:
