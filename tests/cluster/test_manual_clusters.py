@@ -1,0 +1,118 @@
+"""Whole clusters: two become one, a dead host is taken out, tombstones go; and growth that is cut off by a death."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+from tools import scenario
+from tools.hosts import MIB
+
+WRITE = "dd if=/dev/urandom of=/dev/mars/{} bs=64k count=16 conv=fsync,notrunc status=none"
+
+
+def test_merge_cluster(cluster):
+    """c goes over into a's cluster with its resource, d follows: logs written before, between and after are fetched
+    and replayed, roles change, all four see everything."""
+    hosts = a, b, c, d = list(cluster("a", "b", "c", "d", data_size=16 * MIB))
+    for first, second, resource in ((a, b, "data"), (c, d, "mail")):
+        first.run(f"marsadm create-cluster --ip={first.ip}")
+        first.marsd_start()
+        scenario.join_cluster(first, second)
+        scenario.create_resource(first, resource)
+        scenario.join_resource(second, resource)
+        first.run(WRITE.format(resource))
+        scenario.wait_equal(first, second, resource)
+    d.run("marsadm disconnect mail")
+    c.run(WRITE.format("mail"))
+    for host in (c, d):
+        how = f"a --ip-a={a.ip} --token={scenario.new_token(a)}"
+        assert "can be merged" in host.run(f"marsadm merge-cluster-check {how}").stdout
+        assert host.run(f"marsadm merge-cluster {how}", check=False).returncode == 3, "marsd runs"
+        host.marsd_stop()
+        host.run(f"marsadm merge-cluster {how}")
+        host.marsd_start()
+        scenario.wait_device(c, "mail")
+        c.run(WRITE.format("mail"))
+    d.run("marsadm connect mail")
+    scenario.wait_equal(c, d, "mail")
+    for host in hosts:
+        host.run("marsadm wait-cluster --timeout=30")
+        assert host.run("marsadm lowlevel-ls-host-ips").stdout.split()[::2] == ["a", "b", "c", "d"]
+    a.wait(lambda: scenario.size(a, "mail") and scenario.size(d, "data"), what="all resources to be known everywhere")
+    scenario.hand_over(c, d, "mail")
+    d.run(WRITE.format("mail"))
+    scenario.wait_equal(d, c, "mail")
+    a.run(WRITE.format("data"))
+    scenario.wait_equal(a, b, "data")
+
+
+def test_dead_host(pair):
+    """A host dies for good and was the primary: the others go on without it, its logs block nothing, tombstones can
+    go; with it reachable again it stays out (rule 26)."""
+    a, b, c = hosts = list(pair("abc", data_size=32 * MIB))
+    for host in (b, c):
+        scenario.wait_equal(a, host, "data")
+    hosts[0].cluster.net.isolate("a")
+    b.run("marsadm disconnect data")
+    b.run("marsadm primary data --force --ignore-sync", timeout=120)
+    b.run("marsadm connect data")
+    scenario.wait_device(b, "data")
+    b.run(WRITE.format("data"))
+    c.run("marsadm connect data")
+    done = b.run("marsadm lowlevel-delete-host a", check=False)
+    assert done.returncode == 3 and "--force" in done.stderr
+    assert b.run("marsadm link-purge-all", check=False).returncode == 3, "a cannot be reached"
+    b.run("marsadm leave-resource data --host=a --force")
+    b.run("marsadm lowlevel-delete-host a --force")
+    c.wait(lambda: not c.link("ips/ip-a"), what="a to vanish on c")
+    scenario.wait_equal(b, c, "data")
+    b.run("marsadm log-rotate data")
+    b.run(WRITE.format("data"))
+    scenario.wait_equal(b, c, "data")
+    b.run("marsadm cron")
+    logs = [name for name in os.listdir(b.path("/mars/resource-data")) if name.startswith("log-")]
+    assert "log-000000001-a" not in logs and "log-000000002-b" not in logs, "the dead host holds no log any more"
+    b.run("marsadm link-purge-all")
+    b.cluster.net.heal_all()
+    a.wait(lambda: a.link("resource-data/removed-a"), what="a to hear that it is out", timeout=20)
+    assert not b.link("ips/ip-a") and b.link("resource-data/replay-a") == ""
+
+
+def test_death_while_it_grows(pair):
+    """`size` is written, the worker dies before, in or behind the change of the log: the device grows by itself, what
+    was written stays, the other gets all of it."""
+    a, b = pair(data_size=32 * MIB)
+    scenario.wait_equal(a, b, "data")
+    for size, delay in ((48 * MIB, 0.0), (64 * MIB, 0.02), (80 * MIB, 0.05)):
+        die_while_it_grows(a, b, size, delay)
+        scenario.wait_equal(a, b, "data")
+    scenario.hand_over(a, b, "data")
+    assert int(b.run("blockdev --getsize64 /dev/mars/data").stdout) == size
+
+
+def die_while_it_grows(a, b, size: int, delay: float) -> None:
+    """Both devices are enlarged, `resize` is given on a, whose worker is killed `delay` seconds after `size` is
+    written; then something is written at the new end."""
+    for host in (a, b):
+        os.truncate(host.data.file, size)
+        subprocess.run(["losetup", "--set-capacity", host.data_device], check=True, timeout=20)
+        host.wait(lambda host=host: host.link(f"resource-data/actsize-{host.name}") == str(size), what="actsize")
+    worker = a.worker()
+
+    def kill() -> None:
+        end = time.monotonic() + 30
+        while a.link("resource-data/size") != str(size) and time.monotonic() < end:
+            pass
+        time.sleep(delay)
+        os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    a.run("marsadm resize data", check=False)
+    killer.join(60)
+    a.wait(lambda: a.run("blockdev --getsize64 /dev/mars/data", check=False).stdout.strip() == str(size),
+           what="the device to grow")
+    a.run(f"dd if=/dev/urandom of=/dev/mars/data bs=1M seek={size // MIB - 4} count=4 conv=fsync,notrunc oflag=direct"
+          " status=none")
