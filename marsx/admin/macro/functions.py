@@ -425,14 +425,6 @@ def todo(env: Env, args: Args) -> str:
     return env.value(_TODO.get(word, "todo-" + word), [])
 
 
-def errno_text(env: Env, args: Args) -> str:
-    """`%errno-text{-5}`"""
-    import os
-
-    code = abs(whole(number(env.expand(args[0]))))
-    return os.strerror(code) if 0 < code < 1 << 31 else ""
-
-
 _FOLDS: dict[str, Callable[[Number, Number], Number]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "%": _remainder, "min": min,
     "max": max, "&": _bits(operator.and_), "|": _bits(operator.or_), "^": _bits(operator.xor),
@@ -481,6 +473,6 @@ FUNCTIONS: Functions = {
     "time": (0, 1, lambda env, args: _stamp(env.machine.source.lamport_ns())),
     "real-time": (0, 1, lambda env, args: _stamp(env.machine.source.real_ns())),
     "readlink": (1, 1, lambda env, args: env.machine.source.link(env.expand(args[0]))),
-    "setlink": (2, 2, set_link), "does": (1, 1, does), "todo": (1, 1, todo), "errno-text": (1, 1, errno_text),
+    "setlink": (2, 2, set_link), "does": (1, 1, does), "todo": (1, 1, todo),
     "get-msg": (1, 2, lambda env, args: env.value("message", [env.expand(arg) for arg in args])),
 }  # fmt: skip

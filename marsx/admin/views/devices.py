@@ -62,6 +62,12 @@ def _mounted(look: Look, resource: str, part: str) -> str:
     return getattr(mount, part) if mount else ""
 
 
+def errno_text(look: Look, resource: str, *args: str) -> str:
+    """What an error number means; that of replay-code by default."""
+    code = abs(whole(number(args[0] if args else _fact(look, resource, "replay-code"))))
+    return os.strerror(code) if 0 < code < 1 << 31 else ""
+
+
 def _fact(look: Look, resource: str, key: str) -> str:
     return look.actual(resource, key) or "0"
 
@@ -91,6 +97,7 @@ VALUES = (
           lambda look, res: _fact(look, res, "disk-error")),
     Value("replay-code", "text", "how replay ended: 0 or negative, with details",
           lambda look, res: _fact(look, res, "replay-code")),
+    Value("errno-text", "text", "what error {N} means, or that of replay-code", errno_text),
     Value("systemd-unit", "text", "unit that is started with the primary role",
           lambda look, res: look.tree.get(f"resource-{res}/systemd-start-unit")),
 )  # fmt: skip
