@@ -39,7 +39,8 @@ async def log_purge_all(worker: Worker, resource: str, args: dict[str, Any]) -> 
         if args.get("dry"):
             names = [*kept, *deletable(worker, runner, None)]
             return {"ok": True, "changes": [], "effects": [f"delete {name}" for name in names]}
-        await worker.site.blocking(lambda: shutil.rmtree(aside, ignore_errors=True))
+        if found:
+            await worker.site.blocking(shutil.rmtree, aside)
         return {"ok": True, "deleted": [*kept, *delete_logs(worker, runner, None)]}
 
 

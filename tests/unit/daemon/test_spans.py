@@ -63,10 +63,14 @@ class Host:
         self.gate = SpanGate(self.primary, self.end, executor)
         self.task = asyncio.create_task(self._watch())
 
+    def look(self) -> None:
+        """The end as it is now."""
+        _, nr, pos, _ = self.primary.volume.durable_point()
+        self.end.move(LogPos(nr, HOST, pos))
+
     async def _watch(self) -> None:
         while True:  # what the event descriptor does in the daemon
-            _, nr, pos, _ = self.primary.volume.durable_point()
-            self.end.move(LogPos(nr, HOST, pos))
+            self.look()
             await asyncio.sleep(0.001)
 
     def logs(self) -> Source:
@@ -219,6 +223,7 @@ def test_sync_replay_and_writes_at_the_same_time(stage, seed):
         done.set()
         await writing
         host.primary.volume.sync_now()
+        host.look()
         while secondary.replayer.at != host.end.at or not secondary.view().consistent(RESOURCE, ME):
             assert not secondary.replayer.error
             secondary.copy.publish(wait=False)
