@@ -54,20 +54,6 @@ def quiet(host: Host) -> None:
               "the end of the messages")
 
 
-def settled(host: Host, rel: str) -> str:
-    """A position that has stopped: positions go to the tree every logger_report_interval_s, so the last move may still
-    be on its way there. Fails when it goes on moving."""
-    seen: list[str] = []
-
-    def same() -> bool:
-        time.sleep(3)
-        seen.append(host.link(rel))
-        return seen[-1:] == seen[-2:-1]
-
-    host.wait(same, 30, f"{rel} to stop moving")
-    return seen[-1]
-
-
 def until_failed(writer: RunningWriter) -> None:
     """All threads of the writer meet an error."""
     writer.host.wait(lambda: all(book.error for book in writer.ledgers()), 60, "an error of every writer")
