@@ -164,7 +164,9 @@ class Promises:
         self.power: list[Promise] = []
         self.kill: list[Promise] = []
         self.answered_at: list[tuple[int, Pos]] = []
-        for promise in sorted([before, *self._links(tape), *self._ledger(tape)], key=lambda one: one.at):
+        ledger = self._ledger(tape)
+        self._check_headers(tape, [promise for promise in ledger if promise.why.startswith("flush")])
+        for promise in sorted([before, *self._links(tape), *ledger], key=lambda one: one.at):
             _raise(self.power, promise, truth)
             _raise(self.kill, promise, truth)
         for at, pos in self.answered_at:
@@ -220,6 +222,24 @@ class Promises:
                 pos_ = LogPos.parse(rest[0])
                 found.append(Promise(mark.at, (pos_.nr, pos_.pos), f"fetched {pos_}"))
         return found
+
+    def _check_headers(self, tape: Tape, flushes: list[Promise]) -> None:
+        """Rule 5: what a group's header calls durable is not less than what a flush had proved when it was sealed. Two
+        groups are written at a time, so that was after one of the two groups before had been begun to be written."""
+        times: dict[int, list[tuple[int, int]]] = {}
+        for op in tape.file_ops:
+            if op.kind == "write" and op.data[:8] == GROUP_MAGIC and op.issue != op.end:
+                fields = GROUP_FIELDS.unpack_from(op.data)
+                times.setdefault(fields[5], []).append((fields[7], op.issue))
+        flushes.sort(key=lambda one: one.at)
+        for nr, groups in times.items():
+            groups.sort()
+            for (_, first), (_, second), (start, _) in zip(groups, groups[1:], groups[2:], strict=False):
+                known = bisect.bisect_left([one.at for one in flushes], min(first, second))
+                proved = max((one.pos[1] for one in flushes[:known] if one.pos[0] == nr), default=0)
+                said = self.truth.durable_said.get((nr, start))
+                assert said is None or said >= proved, \
+                    f"the group at {start} of log {nr} says {said} is durable, a flush had proved {proved} (rule 5)"
 
     def _check_bytes(self, unique: int, words: list[str]) -> None:
         if unique in self.truth.payload:
