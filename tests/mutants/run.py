@@ -128,10 +128,11 @@ def sound(tree: Path, chosen: list[Mutant]) -> float | None:
 def main() -> int:
     """All mutants, or those named."""
     parser = argparse.ArgumentParser(prog="make mutants ARGS=...")
-    parser.add_argument("-k", default="", help="only names that contain this; rule-N: only those of rule N")
+    parser.add_argument("-k", default="", help="only names that contain one of these (a,b); rule-N: those of rule N")
     parser.add_argument("--by", choices=("tests", "states"), help="only those that a test, or the crash states, find")
     args = parser.parse_args()
-    chosen = [m for m in MUTANTS if (args.k in m.name or args.k == f"rule-{m.rule}")
+    words = args.k.split(",")
+    chosen = [m for m in MUTANTS if (f"rule-{m.rule}" in words or any(word in m.name for word in words))
               and (args.by is None or m.by_states == (args.by == "states"))]
     bad = 0
     with tempfile.TemporaryDirectory(prefix="marsx-mutants-") as place:

@@ -1,9 +1,10 @@
 """The mutants, by rule. A row is (name, rule, file, old text, new text, test); the old text stands once in the file.
 
-Those that only the crash states can find stand in states.py."""
+Here are rules 1 to 12; the others stand in shared.py, those that only the crash states can find in states.py."""
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
+from tests.mutants.shared import RULES_OF_MANY_HOSTS
 from tests.mutants.states import FOUND_BY_STATES
 
 FAULTS = "tests/unit/ext/test_log_faults.py::test_scenario"
@@ -245,5 +246,6 @@ MUTANTS = (
     Mutant("dirty-length-is-not-durable", 12, "marsx/daemon/facts.py",
            "                durable.sync_links(directory, values)\n", "                pass\n",
            "tests/unit/daemon/test_facts.py::test_dirty_is_durable_before_it_returns"),
+    *RULES_OF_MANY_HOSTS,
     *FOUND_BY_STATES,
 )

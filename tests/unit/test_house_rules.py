@@ -17,9 +17,10 @@ from tests.mutants.mutant import PRIMARY_STATES, SECONDARY_STATES, Mutant
 from tests.mutants.table import MUTANTS
 
 TOP = Path(__file__).resolve().parents[2]
-WITH_MUTANTS = range(1, 13)
-# 27 and 28 (emergency), 17 and 23 belong to parts that are tested where they are built.
-NAMED = [*range(1, 17), 18, 19, 20, 21, 22, 24, 25, 26, 28, 29]
+# Of 27 only the holes of a history are there, which chain.py knows (test_chain.py): the emergency mode is not built, so
+# there is nothing to take out.
+WITHOUT_MUTANTS = {27}
+RULES_ALL = range(1, 30)
 RULES = re.compile(r"\brules? ((?:[0-9]+[a-e]?(?:, | and | to |, and )?)+)", re.IGNORECASE)
 
 
@@ -53,17 +54,17 @@ def test_rules_are_read() -> None:
     assert rules_in("Rules 6 and 14: fetched; the ruler 7") == {6, 14}
 
 
-@pytest.mark.parametrize("rule", NAMED)
+@pytest.mark.parametrize("rule", RULES_ALL)
 def test_every_rule_has_a_test(rule: int) -> None:
     """A rule that no test names may be broken by anybody."""
     assert naming()[rule], f"no test names rule {rule}"
 
 
-@pytest.mark.parametrize("rule", WITH_MUTANTS)
+@pytest.mark.parametrize("rule", RULES_ALL)
 def test_every_rule_has_mutants(rule: int) -> None:
-    """At least two ways to break it, and each is found by a test that names the rule."""
+    """At least one way to break it (two where one host alone can), and each is found by a test that names the rule."""
     own = [mutant for mutant in MUTANTS if mutant.rule == rule and not mutant.by_states]
-    assert len(own) >= 2
+    assert bool(own) != (rule in WITHOUT_MUTANTS) and (rule > 12 or len(own) >= 2)
     named = naming()[rule]
     assert [m.name for m in own if not any(m.test.partition("[")[0] == test for test in named)] == []
 

@@ -1,0 +1,116 @@
+"""The mutants of the rules that speak of more than one host (13 to 29). See table.py."""
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+UNIT = "tests/unit"
+SYNC = f"{UNIT}/peer/test_sync.py"
+SPANS = f"{UNIT}/daemon/test_spans.py"
+PLAN = f"{UNIT}/daemon/test_plan.py::test_plan"
+ROLES = f"{UNIT}/admin/test_roles.py"
+
+RULES_OF_MANY_HOSTS = (
+    # ---- 13: answers are held until what they show is durable
+    Mutant("appended-before-the-read", 13, "marsx/peer/sync.py",
+           "        view = self._contents(request.ranges, buf)\n"
+           "        seen = self.source.appended()  # rule 13: asked for after the read\n",
+           "        seen = self.source.appended()\n        view = self._contents(request.ranges, buf)\n",
+           f"{SYNC}::test_appended_is_asked_for_after_the_read"),
+    Mutant("answers-are-not-held", 13, "marsx/peer/sync.py",
+           "            point = await self.source.durable(seen)", "            point = await self.source.durable(0)",
+           f"{SYNC}::test_an_answer_is_held_until_what_it_shows_is_durable"),
+    # ---- 14: syncpos
+    Mutant("syncpos-is-not-durable", 14, "marsx/daemon/spans.py",
+           "[(paths.syncpos(self._resource, self._host), value)], make_durable=True)",
+           "[(paths.syncpos(self._resource, self._host), value)], make_durable=False)",
+           f"{SPANS}::test_publications_of_a_sink_are_in_the_tree_and_durable"),
+    Mutant("syncpos-by-number-only", 14, "marsx/tree/view.py",
+           "replay.pos.order >= syncpos.pos.order\n"
+           "                and self.in_history(resource, host, syncpos) is True)",
+           "replay.pos.order >= syncpos.pos.order)",
+           f"{UNIT}/tree/test_view.py::test_rule_14_consistent_needs_syncpos_in_the_own_history"),
+    Mutant("consistent-before-syncpos", 14, "marsx/tree/view.py",
+           "syncpos is not None and replay.pos.order >= syncpos.pos.order\n", "syncpos is not None\n",
+           f"{UNIT}/tree/test_view.py::test_rule_14_consistent_needs_syncpos_in_the_own_history"),
+    # ---- 15: the bound, and what is counted when
+    Mutant("replay-begins-without-the-bound", 15, "marsx/daemon/spans.py",
+           "        self._replayer = replayer\n        replayer.set_bound(self.bound)\n",
+           "        self._replayer = replayer\n",
+           f"{SPANS}::test_the_bound_holds_for_replay_that_begins_later"),
+    Mutant("counted-before-the-flush", 15, "marsx/peer/sync.py",
+           "        await run_blocking(self._executor, self._sink.flush)\n        await run_blocking(self._executor, "
+           "self._sink.put_syncstatus",
+           "        await run_blocking(self._executor, self._sink.put_syncstatus",
+           f"{SYNC}::test_order_of_a_run"),
+    # ---- 16: a member without replay link keeps the logs
+    Mutant("a-new-member-holds-nothing", 16, "marsx/tree/view.py",
+           "        if replay is None:\n            return 0\n        after =",
+           "        if replay is None:\n            return 1 << 59\n        after =",
+           f"{UNIT}/daemon/test_housekeeping.py::test_a_member_without_replay_link_blocks"),
+    # ---- 17: verify
+    Mutant("touched-blocks-differ", 17, "marsx/peer/verify.py",
+           "(again if marks[(at - start) // block] else sure).append(part)", "sure.append(part)",
+           f"{UNIT}/peer/test_verify.py::test_touched_blocks_are_asked_again_and_then_at_a_standstill"),
+    # ---- 18: the right to write is granted
+    Mutant("no-grant-is-needed", 18, "marsx/daemon/plan.py",
+           '    return False, f"{right.host} has not granted the right to write to this host"', '    return True, ""',
+           PLAN),
+    Mutant("granted-from-anywhere", 18, "marsx/daemon/plan.py",
+           "or local.hold or not _at_the_end(right, local):", "or local.hold:", PLAN),
+    # ---- 19: facts in order
+    Mutant("a-gap-is-no-gap", 19, "marsx/daemon/exchange.py",
+           "                if seq != expected:", "                if seq < expected:",
+           f"{UNIT}/daemon/test_exchange.py::test_a_gap_is_refused"),
+    # ---- 20: the device is gone for sure
+    Mutant("device-is-not-looked-at-again", 20, "marsx/device/loop.py",
+           "    fd, now = _open_status(number)\n    if fd < 0:\n        return True\n    try:\n"
+           "        if now is None or not is_ours(now):\n            return True\n        if not keep_autoclear:",
+           "    return True\n    fd, now = _open_status(number)\n    try:\n        if not keep_autoclear:",
+           f"{UNIT}/device/test_loop.py::test_release_lets_the_last_close_decide"),
+    # ---- 21: roles are durable
+    Mutant("a-role-that-is-not-durable-counts", 21, "marsx/daemon/plan.py",
+           "    if not local.role_durable:", "    if False:", PLAN),
+    # ---- 22: own facts that come back
+    Mutant("any-memory-is-the-own", 22, "marsx/daemon/comeback.py",
+           "            return at.nr == end.nr and at.producer == end.producer and at.pos <= end.pos",
+           "            return True",
+           f"{UNIT}/daemon/test_comeback.py::test_what_others_remember"),
+    Mutant("an-older-state-goes-on", 22, "marsx/daemon/comeback.py",
+           "        if producer != self.site.host or (nr, producer) in here:", "        if True:",
+           f"{UNIT}/daemon/test_comeback.py::test_a_newer_own_log_that_is_not_here_is_an_older_state"),
+    # ---- 23: force with the shorter copy
+    Mutant("force-asks-nobody", 23, "marsx/admin/roles.py",
+           "        if more:\n            raise PreconditionError(\n                f\"{resource}: {other} has more",
+           "        if False:\n            raise PreconditionError(\n                f\"{resource}: {other} has more",
+           f"{ROLES}::test_force_does_not_throw_away_what_another_has"),
+    # ---- 24: a rollback is weak
+    Mutant("rollback-is-strong", 24, "marsx/admin/roles.py",
+           "        stamp = self._none.stamp + 1\n", "        stamp = None\n",
+           f"{ROLES}::test_time_out_takes_back_as_weakly_as_it_gave"),
+    Mutant("rollback-over-a-genuine-primary", 24, "marsx/admin/roles.py",
+           "stamp=stamp, expect=self._none)", "stamp=stamp + 10**12)",
+           f"{ROLES}::test_a_genuine_primary_is_not_overwritten"),
+    # ---- 25: clocks
+    Mutant("any-stamp-is-legal", 25, "marsx/base/lamport.py",
+           "        return stamp <= max(self._last, self._trusted) or stamp - self._reference() <= self.max_future",
+           "        return True",
+           f"{UNIT}/base/test_lamport.py::test_rule_25_stamp_far_ahead_is_illegal_and_limit_is_the_guard"),
+    # ---- 26: membership has incarnations
+    Mutant("a-life-that-is-over-counts", 26, "marsx/tree/guard.py",
+           "    if removed is not None and removed[1] != DELETED and (joined is None or removed[1] == joined[1]):\n"
+           "        return True\n", "",
+           f"{UNIT}/tree/test_guard.py::test_rule_26_incarnations"),
+    Mutant("anybody-speaks-for-anybody", 26, "marsx/tree/guard.py",
+           "    if name.host != sender and name.host not in relay_ok:", "    if False:",
+           f"{UNIT}/tree/test_guard.py::test_rule_22_26_who_may_say_what"),
+    # ---- 28: /mars is full
+    Mutant("a-fact-without-room-counts", 28, "marsx/daemon/facts.py",
+           "            if unwritten:\n                raise NoRoomError(",
+           "            if False:\n                raise NoRoomError(",
+           f"{UNIT}/daemon/test_facts.py::test_no_space_is_no_success"),
+    # ---- 29: what later versions may add
+    Mutant("must-is-not-understood", 29, "ext/format.h",
+           "        return (r->flags & MARS_RECORD_MUST) ? MARS_SCAN_UNKNOWN : MARS_SCAN_OK;",
+           "        return MARS_SCAN_OK;",
+           f"{UNIT}/log/test_reader.py::test_record_the_reader_must_understand"),
+)
