@@ -222,6 +222,7 @@ def test_versions_never_go_back(make_site):
             thread.start()
         for n in range(12):
             one.injector.write(512 * n, b"v" * 512)
+            assert one.injector.wait() == 0     # else it may wait for the filler, and stand in the next log
             one.primary.rotate()
         done.set()
         for thread in threads:
