@@ -6,7 +6,8 @@ Invariants:
     a peer that sends no byte for `dead_after` is gone; heartbeats make sure that a living one does send
     a peer that takes no byte for `io_timeout` while we have some for it is gone (TCP's acknowledgements are counted, so
     a slow line is not a dead one)
-    memory is bounded: reading stops while RECV_QUEUE bytes wait for `recv`, `send` waits while SEND_HIGH bytes wait
+    memory is bounded: reading stops while RECV_QUEUE bytes wait for `recv`; `send` waits while SEND_HIGH bytes wait,
+    before it adds to them and after
 
 ERROR and BYE frames of the peer become the error that ends the link; heartbeats are not seen outside.
 """
@@ -148,15 +149,21 @@ class Link(asyncio.BufferedProtocol):
     # -- for users ----------------------------------------------------------------------------------------------------
 
     async def send(self, kind: Type, header: Mapping[str, Any] | None = None, body: Buffer = b"") -> None:
-        """Send one frame; returns when there is room for more. A body that can still be written to is copied."""
+        """Send one frame when there is room; returns when there is room for more. A body that can still be written to
+        is copied."""
+        await self.room()
         self.post(kind, header, body)
+        await self.room()
+
+    async def room(self) -> None:
+        """Returns when less than SEND_HIGH bytes wait for the line."""
         while self._writable is not None:
             await asyncio.shield(self._writable)
             if self.ended is not None:
                 raise self.ended
 
     def post(self, kind: Type, header: Mapping[str, Any] | None = None, body: Buffer = b"") -> None:
-        """Send without waiting for room: for rare small frames."""
+        """Send without waiting for room: for rare small frames, and just behind `room`."""
         if self.ended is not None:
             raise self.ended
         assert self._transport is not None

@@ -110,18 +110,22 @@ class Serving:
             await self.source.admit(amount)
             async with self._buffers.one(amount) as buf:
                 body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
-            point = await self.source.durable(seen)
-            syncparts.check_not_before(point.at, request.fetched)
-            header: dict[str, Any] = {"id": request.number, **syncparts.point_fields(point)}
-            if zero:
-                header["zero"] = syncparts.flatten(zero)
+            more: dict[str, Any] = {"zero": syncparts.flatten(zero)} if zero else {}
             if not request.block:
                 body, codec = await self._squeeze.body(self._executor, body)
-                header.update(codec)
-            await self._bucket.take(len(body))
-            await self._link.send(Type.SYNC_ANSWER, header, body)
+                more.update(codec)
+            await self._send(Type.SYNC_ANSWER, request, seen, more, body)
         finally:
             self._slots.release()
+
+    async def _send(self, kind: Type, request: Request, seen: int, more: dict[str, Any], body: bytes) -> None:
+        """Answer when the line has room and `seen` is durable. Nothing is awaited between the two last steps: the
+        positions of answers leave in their order."""
+        await self._bucket.take(len(body))
+        await self._link.room()
+        point = await self.source.durable(seen)
+        syncparts.check_not_before(point.at, request.fetched)
+        self._link.post(kind, {"id": request.number, **syncparts.point_fields(point), **more}, body)
 
     def _work(self, request: Request, buf: memoryview) -> tuple[bytes, Ranges, int]:
         """(body, runs of zero chunks, what must be durable before this may leave). In the executor."""

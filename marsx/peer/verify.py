@@ -174,7 +174,9 @@ class _Serving(Serving):
             await self.source.admit(amount)
             async with self._buffers.one(amount) as buf:
                 low, body, seen = await run_blocking(self._executor, self._between, request, buf)
-            await self._send(request, low, await self.source.durable(seen), body)
+            more = {"low": syncparts.point_fields(low)}
+            syncparts.check_not_before(low.at, request.fetched)
+            await self._send(Type.VERIFY_ANSWER, request, seen, more, body)
         finally:
             self._slots.release()
 
@@ -189,12 +191,9 @@ class _Serving(Serving):
         async with self._buffers.one(syncparts.total_of(request.ranges)) as buf:
             async with self.source.still() as point:
                 body, _, _ = await run_blocking(self._executor, self._work, request, buf)
-        await self._send(request, point, point, body)
-
-    async def _send(self, request: Request, low: Point, point: Point, body: bytes) -> None:
-        syncparts.check_not_before(low.at, request.fetched)
-        header = {"id": request.number, **syncparts.point_fields(point), "low": syncparts.point_fields(low)}
-        await self._link.send(Type.VERIFY_ANSWER, header, body)
+        syncparts.check_not_before(point.at, request.fetched)
+        fields = syncparts.point_fields(point)
+        await self._link.send(Type.VERIFY_ANSWER, {"id": request.number, **fields, "low": fields}, body)
 
 
 class VerifyService(SyncService):

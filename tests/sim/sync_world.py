@@ -24,6 +24,7 @@ from marsx.peer.syncparts import is_stale
 from marsx.peer.wire import PeerError, Reason, Type
 from tests.sim.sync_model import SHAPE, History, MemorySink, MemorySource, PrimaryModel, TargetModel
 
+ROOM = 4  # frames under way
 PEER = Peer("beta", "inc", (), "127.0.0.1", True)
 
 
@@ -78,8 +79,21 @@ class SimLink:
         self._decoder = wire.Decoder()
         self._inbox: list[wire.Frame] = []
         self._event = asyncio.Event()
+        self._drained = asyncio.Event()
 
     async def send(self, kind: Type, header: dict[str, Any] | None = None, body: Any = b"") -> None:
+        await self.room()
+        self.post(kind, header, body)
+
+    async def room(self) -> None:
+        """Answers have to wait for the line now and then."""
+        while len(self.other.under_way) >= ROOM and self.ended is None:
+            self._drained.clear()
+            await self._drained.wait()
+        if self.ended is not None:
+            raise self.ended
+
+    def post(self, kind: Type, header: dict[str, Any] | None = None, body: Any = b"") -> None:
         if self.ended is not None:
             raise self.ended
         self.other.under_way.append(wire.encode(kind, header, body))
@@ -93,6 +107,7 @@ class SimLink:
             self._inbox += self._decoder.feed(self.under_way.pop(0))
             assert self._decoder.error is None
             self._event.set()
+            self.other._drained.set()
 
     async def recv(self, timeout: float | None = None) -> wire.Frame:
         while not self._inbox:
@@ -107,6 +122,7 @@ class SimLink:
         for end in (self, self.other):
             end.ended = end.ended or PeerError(reason, f"{end.who}: the line is cut")
             end._event.set()
+            end._drained.set()
 
     async def close(self, reason: Reason = Reason.CLOSED, text: str = "") -> None:
         while self.other.under_way and reason is Reason.CLOSED and self.ended is None:

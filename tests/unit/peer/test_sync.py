@@ -8,7 +8,7 @@ import random
 import pytest
 
 from marsx.base.errors import MarsError
-from marsx.peer import syncparts
+from marsx.peer import sync, syncparts
 from marsx.peer.syncparts import Resume, SyncRestart
 from marsx.peer.wire import PeerError, Reason
 from tests.sim.sync_model import BLOCK, SHAPE, History, MemorySink, MemorySource, PrimaryModel, TargetModel
@@ -366,3 +366,25 @@ def test_appended_is_asked_for_after_the_read(run, peers):
     source.read = lambda offset, buf: (order.append("read"), read(offset, buf))
     run(whole(peers, source, ByteSink(bytearray(MIB))))
     assert order == ["read", "appended"]
+
+
+def test_answers_leave_in_the_order_of_their_positions(run, peers, monkeypatch):
+    """Rule 14: what is compressed takes longer than what is not, and may not arrive with an older position than what
+    was answered meanwhile: the target takes that for a broken history and ends the run."""
+    body = sync.Squeeze.body
+
+    class Moving(ByteSource):
+        """More is durable with each answer."""
+
+        async def durable(self, appended):
+            self.here = point(self.here.at.pos // 4096 + 1)
+            return self.here
+
+    async def slowly(self, executor, data):
+        await asyncio.sleep(0.05 * (data[0] % 3))
+        return await body(self, executor, data)
+    monkeypatch.setattr(sync.Squeeze, "body", slowly)
+    data = bytearray(random.Random(4).randbytes(24 * MIB))
+    sink = ByteSink(bytearray(len(data)))
+    run(whole(peers, Moving(data), sink, fast=lambda: False))
+    assert sink.data == data
