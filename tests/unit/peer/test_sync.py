@@ -93,7 +93,7 @@ def test_the_window_is_wide(run, peers):
             return source.here
         source.durable = durable
         async with Both(peers, source, sink) as both:
-            await peers.until(lambda: len(out) == 4)
+            await peers.until(lambda: len(out) == 8)
             held.set()
             await both.syncing
         assert len(out) == 16
