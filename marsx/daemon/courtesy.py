@@ -1,15 +1,17 @@
 """How much of the primary a sync or verify may take: as much as leaves the application its write rate.
 
-While the application writes, time is cut into periods: for most of a period sync reads may begin at a certain rate,
-for the rest none may. The application's write rates in the two parts are compared; where it is slower beside the sync,
-the rate falls, else it rises. An application that does not write is not waited for.
+While the application writes, one read is done at a time, and time is cut into periods: for most of a period reads may
+begin at a certain rate, for the rest none may and none is under way. The application's write rates in the two parts are
+compared; where it is slower beside the sync, the rate falls, else it rises. An application that does not write is not
+waited for.
 
 Promise: whatever was measured, at least LEAST bytes a second are admitted, so that no sync stands still.
 """
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 from marsx.peer.limit import Bucket
 
@@ -17,8 +19,10 @@ PERIOD_S = 0.5
 PAUSE_S = 0.12
 # So long after the last question nothing is measured any more.
 IDLE_S = 2.0
+# A read that takes longer than this is not waited for before the pause is measured.
+REST_S = 1.0
 LEAST = 2 << 20
-FIRST = 64 << 20
+FIRST = 32 << 20
 MOST = 64 << 30
 # Fewer writes in a part say nothing about a rate.
 FEW = 3
@@ -39,20 +43,35 @@ class Courtesy:
         self._bucket = Bucket(lambda: 0 if self.quiet else self.rate >> 10)
         self._may = asyncio.Event()
         self._may.set()
+        self._one = asyncio.Lock()
+        self._running = 0
+        self._rested = asyncio.Event()
         self._asked = 0.0
         self._task: asyncio.Task[None] | None = None
         self._on = self._off = 0.0
         self._closed = False
 
-    async def admit(self, amount: int) -> None:
-        """Wait until a read of so many bytes may begin."""
-        if self._closed:
-            return
+    @contextlib.asynccontextmanager
+    async def reading(self, amount: int) -> AsyncIterator[None]:
+        """A read of so many bytes is done inside; waits until it may begin."""
+        self._note()
+        async with contextlib.nullcontext() if self.quiet else self._one:
+            while not self._may.is_set() and not self._closed:
+                await self._may.wait()
+            await self._bucket.take(amount)
+            self._running += 1
+            try:
+                yield
+            finally:
+                self._running -= 1
+                if not self._running:
+                    self._rested.set()
+
+    def _note(self) -> None:
+        """Somebody asks: measure."""
         self._asked = asyncio.get_running_loop().time()
-        if self._task is None or self._task.done():
+        if not self._closed and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._watch(), name="courtesy")
-        await self._may.wait()
-        await self._bucket.take(amount)
 
     async def close(self) -> None:
         """No more measuring; nobody waits any more."""
@@ -74,6 +93,7 @@ class Courtesy:
                 if on is None:
                     continue
                 self._may.clear()
+                await self._rest()
                 off = await self._part(PAUSE_S)
                 self._may.set()
                 if off is not None:
@@ -81,6 +101,14 @@ class Courtesy:
         finally:
             self.quiet = True
             self._may.set()
+
+    async def _rest(self) -> None:
+        """Returns when no read is under way."""
+        self._rested.clear()
+        if self._running:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REST_S):
+                    await self._rested.wait()
 
     async def _part(self, seconds: float) -> float | None:
         """Writes a second over a part; None: too few to tell."""

@@ -200,8 +200,8 @@ class PrimarySpans:
         except (NotFoundError, DamagedError):
             return ""
 
-    async def admit(self, amount: int) -> None:
-        await self._gate.courtesy.admit(amount)
+    def reading(self, amount: int) -> contextlib.AbstractAsyncContextManager[None]:
+        return self._gate.courtesy.reading(amount)
 
     def read(self, offset: int, buf: memoryview) -> None:
         with self._gate.volume() as volume:

@@ -107,8 +107,7 @@ class Serving:
     async def _answer(self, request: Request) -> None:
         try:
             amount = syncparts.total_of(request.ranges)
-            await self.source.admit(amount)
-            async with self._buffers.one(amount) as buf:
+            async with self._buffers.one(amount) as buf, self.source.reading(amount):
                 body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
             more: dict[str, Any] = {"zero": syncparts.flatten(zero)} if zero else {}
             if not request.block:

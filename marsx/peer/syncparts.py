@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -87,8 +88,8 @@ class SpanSource(Protocol):
         """Do both lie in the own, durable history, and are the own contents consistent? An empty digest (zeros) at
         POS 0: the target has nothing of that log."""
 
-    async def admit(self, amount: int) -> None:
-        """Returns when a read of so many bytes may begin without harm to those who use the device. Loop."""
+    def reading(self, amount: int) -> AbstractAsyncContextManager[None]:
+        """A read of so many bytes is done inside; waits until it does no harm to those who use the device. Loop."""
 
     def read(self, offset: int, buf: memoryview) -> None:
         """Fill buf (page aligned, whole sectors) with the newest contents."""

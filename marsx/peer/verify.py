@@ -171,8 +171,7 @@ class _Serving(Serving):
                 await self._answer_still(request)
                 return
             amount = syncparts.total_of(request.ranges)
-            await self.source.admit(amount)
-            async with self._buffers.one(amount) as buf:
+            async with self._buffers.one(amount) as buf, self.source.reading(amount):
                 low, body, seen = await run_blocking(self._executor, self._between, request, buf)
             more = {"low": syncparts.point_fields(low)}
             syncparts.check_not_before(low.at, request.fetched)

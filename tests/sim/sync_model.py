@@ -6,6 +6,7 @@ real coroutines of `marsx.peer.sync` run over them, in unit tests and in the sea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable
 
@@ -128,8 +129,8 @@ class MemorySource:
                 return Refused(Reason.SPLIT, f"{point.at} is not in the history here", restart=restart)
         return None
 
-    async def admit(self, amount: int) -> None:
-        pass
+    def reading(self, amount: int) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
 
     def read(self, offset: int, buf: memoryview) -> None:
         if not self.primary.alive:

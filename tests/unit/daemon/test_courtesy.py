@@ -46,9 +46,9 @@ class Machine:
 
         async def reader() -> None:
             while True:
-                await courtesy.admit(READ)
-                self.read += READ
-                await asyncio.sleep(READ / self.full)
+                async with courtesy.reading(READ):
+                    self.read += READ
+                    await asyncio.sleep(READ / self.full)
         readers = [asyncio.create_task(reader())]
         done = alone = 0.0
         first = 0

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 from marsx.base.position import LogPos
@@ -38,8 +39,8 @@ class ByteSource:
         self.checked.append((fetched, syncpos))
         return self.refuse
 
-    async def admit(self, amount: int) -> None:
-        pass
+    def reading(self, amount: int) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
 
     def read(self, offset, buf) -> None:
         self.reads.append((offset, len(buf)))
