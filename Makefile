@@ -25,7 +25,7 @@ ROUNDS ?= 200
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build pyz test test-long unit check lint types sim sim-long mutants fuzz bench demo errors annotate \
+.PHONY: help deps build pyz test test-long unit check lint types sim sim-long mutants fuzz bench demo errors man annotate \
 	clean distclean
 
 help: ## this list
@@ -85,6 +85,9 @@ demo: build pyz ## two hosts on this machine replicate a live file system; every
 
 errors: $(DEPS) ## write docs/errors.md
 	$(PY) tools/errors_page.py
+
+man: build ## write docs/man and docs/completion from the tables of the programs
+	$(PY) tools/manpages.py
 
 fuzz: $(DEPS) ## hostile logs, links and frames under the sanitizers (SECONDS=60 SEED=1); tests/fuzz/__init__.py
 	MARS_BUILD=asan MARS_EXT=marssum,marslog,marsreplay,marsscan,marsshadow $(PY) setup.py -q build_ext

@@ -36,6 +36,7 @@ NEEDED = {
     "openssl": "openssl",
     "nsenter": "util-linux",
     "losetup": "mount",
+    "groff": "groff-base",
 }
 
 

@@ -28,6 +28,7 @@ def commands() -> dict[str, Command]:
     """The table of all commands, in the order of the help."""
     from marsx.admin import (
         cluster,
+        completion,
         habits,
         hosts,
         links,
@@ -45,7 +46,7 @@ def commands() -> dict[str, Command]:
 
     families = (
         cluster, merge, resource, roles, switches, synclimits, settings, logs, verify, waits, view, hosts, links,
-        habits,
+        completion, habits,
     )  # fmt: skip
     return {row.name: row for module in families for row in module.COMMANDS}
 

@@ -109,13 +109,20 @@ def _persist(ctx: Context, name: str, value: int) -> None:
         flat.pop(name, None)
     else:
         flat[name] = value
-    if tomllib.loads(new) != {**wanted, "tunables": flat}:
+    if not _says(new, {**wanted, "tunables": flat}):
         raise PreconditionError(f"{path} cannot be changed here as it is written", f"write {name} there by hand")
     try:
         os.makedirs(path.parent, mode=0o700, exist_ok=True)
         durable.write_file(str(path), new.encode(), 0o644)
     except OSError as exc:
         raise MarsError(f"{path} cannot be written: {exc.strerror}", "look at its directory") from exc
+
+
+def _says(text: str, wanted: dict[str, object]) -> bool:
+    try:
+        return tomllib.loads(text) == wanted
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def with_tunable(text: str, name: str, value: int) -> str:
