@@ -69,11 +69,11 @@ def set_net_compressions(ctx: Context, args: tuple[str, ...]) -> None:
 
 def get_tunable(ctx: Context, args: tuple[str, ...]) -> None:
     """NAME: its value; without NAME all of them."""
-    settings = Settings(ctx.paths)
+    live = Settings(ctx.paths)
     if args:
-        ctx.show({args[0]: settings.get(args[0])}, str(settings.get(args[0])))
+        ctx.show({args[0]: live.get(args[0])}, str(live.get(args[0])))
         return
-    values = {name: settings.get(name) for name in TUNABLES}
+    values = {name: live.get(name) for name in TUNABLES}
     lines = [f"{name} = {value} {TUNABLES[name].unit}".rstrip() for name, value in values.items()]
     ctx.show(values, "\n".join(lines))
 
@@ -81,14 +81,14 @@ def get_tunable(ctx: Context, args: tuple[str, ...]) -> None:
 def set_tunable(ctx: Context, args: tuple[str, ...]) -> None:
     """NAME VALUE [--persist]."""
     name, text = args
-    settings = Settings(ctx.paths)
+    live = Settings(ctx.paths)
     if name not in TUNABLES:
-        settings.get(name)  # says which ones there are
+        live.get(name)  # says which ones there are
     value = parse_value(TUNABLES[name], text)
     if ctx.options.persist and not ctx.would(f"write {name} = {value} into {ctx.paths.config_file}"):
         _persist(ctx, name, value)
     if not ctx.would(f"write {value} into {ctx.paths.sys_dir}/{name}"):
-        settings.put(name, text)
+        live.put(name, text)
     lasts = "" if ctx.options.persist else "; until the next start of the machine (--persist: for good)"
     ctx.say(f"{name} = {value} {TUNABLES[name].unit}".rstrip() + lasts)
 
