@@ -6,10 +6,8 @@ command that cannot succeed should not start.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import stat
-import subprocess
 import time
 from pathlib import Path
 
@@ -86,6 +84,8 @@ def _written_name(file: Path) -> str:
 
 def address(text: str) -> str:
     """An IPv4 address as the tree holds it."""
+    import ipaddress
+
     try:
         return str(ipaddress.IPv4Address(text))
     except ValueError as exc:
@@ -104,6 +104,8 @@ def own_address(listing: str | None = None) -> str:
 
 
 def _ip_listing() -> str:
+    import subprocess
+
     try:
         done = subprocess.run(
             ["ip", "-o", "-4", "addr", "show"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,6 +196,8 @@ def peer_address(ctx: Context, peer: str) -> str:
 
 def token_by_ssh(peer: str) -> str:
     """As the manual has it: root's ssh makes the token on the member."""
+    import subprocess
+
     hint = f"on {peer}: marsadm create-token; then here: marsadm join-cluster {peer} --token=TOKEN"
     try:
         done = subprocess.run(

@@ -40,10 +40,24 @@ def create_resource(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
             f"to have a replica here: marsadm join-resource {resource} {args[0]}",
         )
     device = args[0]
-    wanted = parse_size(args[1]) if len(args) > 1 else None
+    name, wanted = _name_and_size(view, ctx.host, resource, args[1:])
     size = checks.fits(device, checks.block_device(device, _devices_here(view, ctx.host)), wanted)
-    ctx.control.do("create-resource", resource, ctx.options.timeout, device=device, size=size)
+    ctx.control.do("create-resource", resource, ctx.options.timeout, device=device, size=size, **name)
     ctx.say(f"{resource}: created with {size} bytes on {device}, {ctx.host} is its primary")
+
+
+def _name_and_size(view: View, host: str, resource: str, words: tuple[str, ...]) -> tuple[dict[str, str], int | None]:
+    """[NAME] [SIZE]: one word alone is a size if it looks like one."""
+    sizes = [word for word in words if word[:1].isdigit() and (len(words) == 1 or word is words[-1])]
+    names = [word for word in words if word not in sizes]
+    if len(names) > 1 or len(sizes) > 1:
+        raise UsageError(f"'{words[-1][:40]}' is not a size", "usage: marsadm create-resource RES DEV [NAME [SIZE]]")
+    name = checks.identifier(names[0], "device") if names else ""
+    for other in view.resources:
+        taken = view.device(other, host) or other
+        if other != resource and host in view.members(other) and taken == (name or resource):
+            raise PreconditionError(f"{other} has the device {taken} here already", "give another NAME behind DEV")
+    return {"name": name} if name else {}, parse_size(sizes[0]) if sizes else None
 
 
 def join_resource(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
@@ -66,9 +80,12 @@ def join_resource(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
             f"the primary {primary} of {resource} is in emergency mode", f"make room in /mars on {primary}"
         )
     device = args[0]
+    name, size = _name_and_size(view, ctx.host, resource, args[1:])
+    if size is not None and size != view.size(resource):
+        raise PreconditionError(f"resource {resource} has {view.size(resource)} bytes, not {size}", "leave SIZE out")
     offered = checks.block_device(device, _devices_here(view, ctx.host))
     checks.fits(device, offered, view.size(resource) or None)
-    ctx.control.do("join-resource", resource, ctx.options.timeout, device=device)
+    ctx.control.do("join-resource", resource, ctx.options.timeout, device=device, **name)
     ctx.say(f"{resource}: joined with {device}, the sync from {primary} begins")
 
 
@@ -159,7 +176,8 @@ def resize(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
         raise UsageError(f"size {size} is not a multiple of {checks.BLOCK}")
     answer = ctx.control.do("resize", resource, ctx.options.timeout, size=size)
     text = "has" if answer.get("grown") else "has already"
-    ctx.say(f"{resource}: {ctx.paths.dev_dir}/{resource} {text} {answer.get('size')} bytes")
+    device = f"{ctx.paths.dev_dir}/{view.device(resource, ctx.host) or resource}"
+    ctx.say(f"{resource}: {device} {text} {answer.get('size')} bytes")
 
 
 def _wanted_size(text: str) -> int:
@@ -207,18 +225,20 @@ _DEVICE = """DEV is a block device, given by its absolute path, that nobody uses
 
 COMMANDS = (
     Command(
-        "create-resource", "RES DEV [SIZE]", create_resource, "make a new resource; this host becomes its primary",
-        "resource",
+        "create-resource", "RES DEV [NAME] [SIZE]", create_resource,
+        "make a new resource, with this host as its primary", "resource",
         needs=_DEVICE + """
+        NAME is that of the device below /dev/mars (without it RES), no other resource has it here.
         SIZE (k m g t p: powers of 1000, K M G T P: of 1024) is a multiple of 4096 and not more than DEV has.""",
-        example="marsadm create-resource data /dev/vg-test/LV-ResA", scope="one", extra=(1, 2), member=False,
+        example="marsadm create-resource data /dev/vg-test/LV-ResA", scope="one", extra=(1, 3), member=False,
     ),
     Command(
-        "join-resource", "RES DEV", join_resource, "make a replica of a resource here; it is synced at once",
-        "resource",
+        "join-resource", "RES DEV [NAME] [SIZE]", join_resource,
+        "make a replica of a resource here; it is synced at once", "resource",
         needs=_DEVICE + """
-        It is not smaller than the resource, which has a primary that is another host.""",
-        example="marsadm join-resource data /dev/vg-test/LV-ResA", scope="one", extra=(1, 1), member=False,
+        It is not smaller than the resource, which has a primary that is another host.
+        NAME is that of the device below /dev/mars (without it RES); SIZE, if given, is that of the resource.""",
+        example="marsadm join-resource data /dev/vg-test/LV-ResA", scope="one", extra=(1, 3), member=False,
     ),
     Command(
         "leave-resource", "RES", leave_resource, "give up this host's replica; the data on the device stay", "resource",

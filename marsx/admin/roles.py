@@ -120,7 +120,7 @@ def _why_no_grant(view: View, resource: str, host: str, holder: str) -> str:
 
 def _wait_device(ctx: Context, resource: str) -> Iterator[None]:
     """Until marsd has made the device; then all switches are on."""
-    device = f"{ctx.paths.dev_dir}/{resource}"
+    device = f"{ctx.paths.dev_dir}/{ctx.view().device(resource, ctx.host) or resource}"
 
     def probe(view: View) -> str:
         taken = view.designated(resource)

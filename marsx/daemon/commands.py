@@ -72,13 +72,13 @@ async def create_resource(worker: Worker, resource: str, args: dict[str, Any]) -
     view = site.view()
     if view.members(resource):
         raise PreconditionError(f"resource {resource} exists already", f"marsadm join-resource {resource} {path}")
-    wanted = int(args.get("size") or 0)
+    name, wanted = _device_name(worker, resource, args), int(args.get("size") or 0)
     have, block = await _try_disk(worker, path, wanted)
     size = wanted or have
     nr = view.maxnr(resource) + REUSE_STEP if view.maxnr(resource) else 1
     host = site.host
     links = [
-        *_member_links(resource, host, path),
+        *_member_links(resource, host, path, name),
         (paths.size(resource), str(size)),
         (paths.block_size(resource), str(block)),
         (paths.maxnr(resource), str(nr)),
@@ -91,7 +91,7 @@ async def create_resource(worker: Worker, resource: str, args: dict[str, Any]) -
     primary = (paths.primary(resource), host)
     if args.get("dry"):
         await site.keeper.call("disk-close", path=path)
-        return told([*links, primary], f"make the device {site.paths.dev_dir}/{resource}")
+        return told([*links, primary], f"make the device {site.paths.dev_dir}/{name}")
     site.store.put_many(links, durable=True)
     site.store.put(*primary, durable=True)
     runner = worker.runner(resource)
@@ -99,11 +99,22 @@ async def create_resource(worker: Worker, resource: str, args: dict[str, Any]) -
     return {"ok": True, "size": size}
 
 
-def _member_links(resource: str, host: str, path: str) -> list[tuple[str, str]]:
+def _device_name(worker: Worker, resource: str, args: dict[str, Any]) -> str:
+    """Name of the new device below /dev/mars; no two resources of a host may share one."""
+    name, view, host = args.get("name") or resource, worker.site.view(), worker.site.host
+    if not isinstance(name, str) or not paths.is_resource(name):
+        raise UsageError(f"not a name for a device: {name!r}"[:120])
+    for other in view.resources:
+        if other != resource and host in view.members(other) and worker.site.device_name(other) == name:
+            raise PreconditionError(f"{other} has the device {name} here already", "give another NAME behind DEV")
+    return name
+
+
+def _member_links(resource: str, host: str, path: str, name: str) -> list[tuple[str, str]]:
     return [
         (paths.member(resource, host), secrets.token_hex(8)),
         (paths.data(resource, host), path),
-        (paths.device(resource, host), resource),
+        (paths.device(resource, host), name),
         *[(paths.todo(resource, host, switch), "1") for switch in SWITCHES],
     ]
 
@@ -164,6 +175,7 @@ async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> 
         raise NotFoundError(f"there is no resource {resource}", f"marsadm create-resource {resource} {path}")
     if site.host in view.members(resource):
         raise PreconditionError(f"{resource} is joined here already")
+    name = _device_name(worker, resource, args)
     _, block = await _try_disk(worker, path, view.size(resource))
     try:
         if view.block_size(resource) and block > view.block_size(resource):
@@ -176,7 +188,7 @@ async def join_resource(worker: Worker, resource: str, args: dict[str, Any]) -> 
         await site.keeper.call("disk-close", path=path)
         raise
     links = [
-        *_member_links(resource, site.host, path),
+        *_member_links(resource, site.host, path, name),
         *replica.fresh_facts(worker.site, resource, at),
         (paths.actual(resource, site.host, "is-primary"), "0"),
         (paths.actual(resource, site.host, "if-on"), "0"),

@@ -35,7 +35,7 @@ async def resize(worker: Worker, resource: str, args: dict[str, Any]) -> dict[st
     _publish_device(worker, runner)
     links, size = _links(worker, runner, resource, args)
     if args.get("dry"):
-        device = f"{worker.site.paths.dev_dir}/{resource}"
+        device = f"{worker.site.paths.dev_dir}/{worker.site.device_name(resource)}"
         return {"ok": True, "changes": [list(link) for link in links],
                 "effects": ["begin a new log", f"let {device} grow to {size} bytes"] if links else []}
     async with runner.exclusive():

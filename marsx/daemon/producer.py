@@ -37,6 +37,7 @@ class Producer:
     def __init__(self, given: Context) -> None:
         self.site = given.site
         self.resource = given.resource
+        self.name = given.site.device_name(given.resource)
         self.env = given.env
         self.publisher = given.publisher
         self.changed = given.changed
@@ -79,9 +80,9 @@ class Producer:
     async def _serve_device(self, kept: bool) -> None:
         volume = self.primary.volume
         assert volume is not None
-        self.frontend = serve.Frontend(volume, self.resource)
+        self.frontend = serve.Frontend(volume, self.name)
         if kept:
-            _, fds = await self.site.keeper.call("dev-fds", name=self.resource)
+            _, fds = await self.site.keeper.call("dev-fds", name=self.name)
             if not self.frontend.resend(fds[0]):
                 LOG.warning(
                     "%s: this kernel cannot send requests again: those in flight when marsd died have failed",
@@ -89,7 +90,7 @@ class Producer:
                 )
         else:
             _, fds = await self.site.keeper.call(
-                "dev-create", name=self.resource, clones=max(2, self.site.settings.get("device_threads"))
+                "dev-create", name=self.name, clones=max(2, self.site.settings.get("device_threads"))
             )
         self._servers = [self.site.thread(f"read-{self.resource}", self.frontend.answer_reads)]
         self._servers += [
@@ -99,13 +100,13 @@ class Producer:
             if kept and 0 < self.site.kept[self.resource].get("size", 0) < self.env.device_size:
                 await self._enlarge_device()
             answer, _ = await self.site.keeper.call(
-                "dev-attach", name=self.resource, size=self.env.device_size, block_size=self.env.block_size
+                "dev-attach", name=self.name, size=self.env.device_size, block_size=self.env.block_size
             )
         except MarsError:
-            await self.site.keeper.call("dev-drop", name=self.resource)
+            await self.site.keeper.call("dev-drop", name=self.name)
             raise
         LOG.info(
-            "%s: device %s/%s is there (%s)", self.resource, self.site.paths.dev_dir, self.resource, answer.get("loop")
+            "%s: device %s/%s is there (%s)", self.resource, self.site.paths.dev_dir, self.name, answer.get("loop")
         )
         self.site.kept.pop(self.resource, None)
         self.device, self.size = True, self.env.device_size
@@ -204,7 +205,7 @@ class Producer:
         LOG.info("%s: the device has %d bytes now", self.resource, size)
 
     async def _enlarge_device(self) -> None:
-        await self.site.keeper.call("dev-resize", name=self.resource, size=self.env.device_size)
+        await self.site.keeper.call("dev-resize", name=self.name, size=self.env.device_size)
 
     # ---- ending ----
 
@@ -212,13 +213,13 @@ class Producer:
         """Who uses the device, [] when it is gone for sure."""
         if not self.device:
             return []
-        answer, _ = await self.site.keeper.call("dev-detach", name=self.resource, patience=DETACH_PATIENCE_S)
+        answer, _ = await self.site.keeper.call("dev-detach", name=self.name, patience=DETACH_PATIENCE_S)
         if answer.get("busy"):
             return [str(user) for user in answer["busy"]]
         if not await self.site.join(self._servers, 60.0):
             raise MarsError(f"{self.resource}: the device is gone but its connection does not end", "see marsd.log")
         self.device = False
-        await self.site.keeper.call("dev-drop", name=self.resource)
+        await self.site.keeper.call("dev-drop", name=self.name)
         return []
 
     async def finish(self) -> tuple[LogPos, str]:

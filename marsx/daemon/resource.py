@@ -526,7 +526,7 @@ class Runner:
         """Who uses the device now, as far as can be seen."""
         if self.producer is None or not self.producer.device:
             return []
-        answer, _ = await self.site.keeper.call("dev-users", name=self.resource)
+        answer, _ = await self.site.keeper.call("dev-users", name=self.producer.name)
         return [str(user) for user in answer.get("users", ())]
 
     async def count_users(self) -> None:
@@ -536,7 +536,7 @@ class Runner:
             return
         self._opened = time.monotonic()
         with contextlib.suppress(MarsError, ConnectionError):
-            answer, _ = await self.site.keeper.call("dev-users", name=self.resource)
+            answer, _ = await self.site.keeper.call("dev-users", name=producer.name)
             if self.producer is producer and producer.device:
                 self._facts({"open-count": str(int(answer.get("count", 0)))})
 

@@ -60,6 +60,10 @@ class Site:
             self._view = View(self.store.entries(), self.heard())
         return self._view
 
+    def device_name(self, resource: str) -> str:
+        """Name of the resource's device below /dev/mars, here."""
+        return self.view().device(resource, self.host) or resource
+
     def forget_view(self) -> None:
         self._view = None
 

@@ -178,6 +178,7 @@ class Worker:
         self.settings.publish()
         self._context = tls.client_context(self.files)
         self.site.keeper.start(self.loop, self._keeper_says, self._keeper_lost)
+        self._name_kept()
         for name in self._gone:
             await self.site.keeper.call("dev-drop", name=name)
         self._watch = Watch(self.store.root, self._tree_touched)
@@ -196,6 +197,14 @@ class Worker:
         gc.collect()
         gc.freeze()
         LOG.info("marsd %s serves cluster %s", marsx.__version__, self.store.get(paths.uuid()))
+
+    def _name_kept(self) -> None:
+        """The keeper knows devices, we know resources: one may be called otherwise than the other."""
+        view, kept = self.site.view(), self.site.kept
+        owner = {self.site.device_name(res): res for res in view.resources if self.host in view.members(res)}
+        named = {owner.get(name, name): device for name, device in kept.items()}
+        kept.clear()
+        kept.update(named)
 
     async def _start_server(self) -> None:
         services: dict[str, Service] = {
@@ -552,7 +561,7 @@ class Worker:
             self._end.set_result(0)
 
     async def _refuse_stop(self, runner: Runner, users: list[str]) -> None:
-        device = f"{self.paths.dev_dir}/{runner.resource}"
+        device = f"{self.paths.dev_dir}/{self.site.device_name(runner.resource)}"
         await self.site.keeper.call("stop-refused", reason=f"{device} is in use by {', '.join(users[:5])}")
 
     async def _revive(self) -> None:

@@ -116,3 +116,27 @@ def die_while_it_grows(a, b, size: int, delay: float) -> None:
            what="the device to grow")
     a.run(f"dd if=/dev/urandom of=/dev/mars/data bs=1M seek={size // MIB - 4} count=4 conv=fsync,notrunc oflag=direct"
           " status=none")
+
+
+def test_names_of_devices(cluster):
+    """The device may be called otherwise than the resource, on each host in its own way; over a death of the worker, a
+    restart and a handover."""
+    a, b = list(cluster("a", "b", data_size=16 * MIB))
+    scenario.form_cluster(a.cluster)
+    a.run(f"marsadm create-resource data {a.data_device} disk0")
+    scenario.wait_device(a, "disk0")
+    b.wait(lambda: scenario.size(b, "data"), what="the resource")
+    b.run(f"marsadm join-resource data {b.data_device} mail")
+    a.run(WRITE.format("disk0"))
+    a.kill9_worker()
+    a.run(WRITE.format("disk0"), timeout=120)
+    scenario.wait_equal(a, b, "data")
+    assert a.devices() == ["disk0"] and "/dev/mars/disk0" in a.run("mars-status").stdout
+    b.run("marsadm primary data")
+    scenario.wait_device(b, "mail")
+    b.run(WRITE.format("mail"))
+    b.marsd_stop()
+    b.marsd_start()
+    scenario.wait_device(b, "mail")
+    scenario.wait_equal(b, a, "data")
+    assert a.devices() == [] and b.devices() == ["mail"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,7 +250,7 @@ def test_join_without_token_asks_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(command)
         return Done()
 
-    monkeypatch.setattr(cluster.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     assert cluster.token_by_ssh("a") == "mars-token" and seen[0][-3:] == ["root@a", "marsadm", "create-token"]
     Done.returncode = 255
     with pytest.raises(AuthError) as caught:

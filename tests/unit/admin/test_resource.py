@@ -60,7 +60,11 @@ def test_create_smaller(adm: Admin, device: dict[str, int]) -> None:
         ("create-resource ../x /dev/vg/new", 2, "cannot be the name of a resource"),
         ("create-resource new /dev/vg/new 2G", 3, "too small"),
         ("create-resource new /dev/vg/new 100001", 2, "not a multiple of 4096"),
-        ("create-resource new /dev/vg/new lots", 2, "not a size"),
+        ("create-resource new /dev/vg/new 10X", 2, "not a size"),
+        ("create-resource new /dev/vg/new a.b", 2, "cannot be the name of a device"),
+        ("create-resource new /dev/vg/new disk lots", 2, "not a size"),
+        ("create-resource new /dev/vg/new data", 3, "data has the device data here already"),
+        ("create-resource new /dev/vg/new x 1G y", 2, "too many arguments"),
         ("create-resource new /dev/vg/new 64K", 3, "too small"),
         ("create-resource new /dev/vg/data", 3, "already belongs to resource data"),
         ("join-resource nodata /dev/vg/new", 4, "unknown resource"),
@@ -84,6 +88,22 @@ def test_join(adm: Admin, device: dict[str, int]) -> None:
     assert adm.control.asked == [
         {"cmd": "do", "what": "join-resource", "resource": "other", "args": {"device": "/dev/vg/new"}}
     ]
+
+
+def test_names_of_devices(adm: Admin) -> None:
+    """NAME and SIZE, each alone or both; a size for a join is that of the resource; a resource's own name may be taken
+    by the device of another one."""
+    for words, args in (("disk", {"name": "disk"}), ("disk 100M", {"name": "disk", "size": 100 << 20}),
+                        ("100M", {"size": 100 << 20})):  # fmt: skip
+        assert adm(f"create-resource new /dev/vg/new {words}")[0] == 0
+        assert adm.control.asked[-1]["args"] == {"device": "/dev/vg/new", "size": SIZE, **args}
+    adm.tree.resource("other", "a")
+    assert adm("join-resource other /dev/vg/new disk 1G")[0] == 0
+    assert adm.control.asked[-1]["args"] == {"device": "/dev/vg/new", "name": "disk"}
+    assert adm("join-resource other /dev/vg/new disk 2G")[0] == 3
+    adm.tree.put("resource-data/device-b", "new")
+    code, _, err = adm("create-resource new /dev/vg/new")
+    assert code == 3 and "data has the device new here already" in err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     producer = SimpleNamespace(device=True, size=64 * MIB, grow=grow)
     runner = SimpleNamespace(resource=R, producer=producer, consumer=None, disk_fd=7, exclusive=exclusive)
     store = SimpleNamespace(put=lambda rel, value: values.update({rel: value}), put_many=put_many)
-    site = SimpleNamespace(host="a", store=store, paths=SimpleNamespace(dev_dir="/dev/mars"),
+    site = SimpleNamespace(host="a", store=store, device_name=lambda resource: resource,
+                           paths=SimpleNamespace(dev_dir="/dev/mars"),
                            view=lambda: View([(rel, value, 1) for rel, value in values.items()], {}))
     monkeypatch.setattr(growth.disk, "size", lambda fd: 96 * MIB)
     return SimpleNamespace(site=site, runners={R: runner}, values=values, done=done, runner=runner)
