@@ -121,8 +121,9 @@ class Env:
     def expand(self, text: str) -> str:
         """The text with everything in it evaluated."""
         nodes = parse(text)
-        if len(nodes) == 1 and type(nodes[0]) is str:
-            return nodes[0]
+        if len(nodes) == 1:
+            node = nodes[0]
+            return node if type(node) is str else self._call(node)  # type: ignore[arg-type]
         parts: list[str] = []
         size = 0
         try:
@@ -162,10 +163,11 @@ class Env:
             if found is None:
                 raise UsageError(f"there is no macro or value '{name[:80]}'", "docs/views.md lists them")
             return found
+        own = {"0": name}
+        own.update((str(nr), arg) for nr, arg in enumerate(args, 1))
         env = Env(self.machine, dict(self.variables)) if own_scope else self
-        before = {key: self.variables.get(key) for key in ("0", *(str(nr) for nr in range(1, len(args) + 1)))}
-        env.variables["0"] = name
-        env.variables.update((str(nr), arg) for nr, arg in enumerate(args, 1))
+        before = [(key, env.variables.get(key)) for key in own]
+        env.variables.update(own)
         try:
             return env.macro_text(name, text)
         except Leave as leave:
@@ -173,11 +175,11 @@ class Env:
                 raise
             return leave.text
         finally:
-            for key, value in before.items():
+            for key, value in before:
                 if value is None:
-                    self.variables.pop(key, None)
+                    env.variables.pop(key, None)
                 else:
-                    self.variables[key] = value
+                    env.variables[key] = value
 
     def macro_text(self, name: str, text: str) -> str:
         """Evaluate the text of a macro, one deeper."""

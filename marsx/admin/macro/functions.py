@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import re
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -188,6 +187,8 @@ def _filled(replacement: str, match: re.Match[str]) -> str:
 @contextmanager
 def _limited(env: Env) -> Iterator[None]:
     """A regular expression that does not end is ended by a signal at the deadline."""
+
+    import signal
 
     def over(*_: object) -> None:
         raise LimitError("a regular expression of the macro takes too long", "make it simpler, or see --timeout")

@@ -24,13 +24,13 @@ BAR_MAX = 1000
 
 def number(text: str) -> Number:
     """The number a text begins with, 0 if it begins with none; beyond 64 bits inexact."""
+    if len(text) < 19 and text.isascii() and text.isdigit():
+        return int(text)
     match = _NUMBER.match(text)
     if not match:
         return 0
     word = match[1]
-    if len(word) < 19 and word.lstrip("+-").isdigit():
-        return int(word)
-    return bounded(float(word))
+    return int(word) if len(word) < 19 and word.lstrip("+-").isdigit() else bounded(float(word))
 
 
 def bounded(value: Number) -> Number:

@@ -20,8 +20,11 @@ class Look:
     def __init__(self, ctx: Context, tree: View) -> None:
         self.ctx, self.tree = ctx, tree
         self.host = ctx.options.host or ctx.host
+        self.names = frozenset(tree.resources)
         self.now_ns = ctx.clock_ns()
         self.window_ns = int(ctx.options.window * 1e9)
+        self.texts: dict[tuple[str, str], str] = {}
+        """(resource, value) -> its text, for values without arguments."""
         self._kept: dict[str, Any] = {}
         self._logs: dict[str, LogMap] = {}
         self._amounts: dict[str, Amounts] = {}

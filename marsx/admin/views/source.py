@@ -26,16 +26,13 @@ class ViewSource:
         self.ctx = ctx
         self.values: dict[str, Value] = all_values()
         self._files = MacroFiles(os.environ, ctx.warn) if with_files else None
-        self._look: Look | None = None
+        self.look = Look(ctx, ctx.view())
+        """The picture of the tree as it is now."""
         self.machine = Machine(self, FUNCTIONS, ctx.monotonic, ctx.options.timeout)
 
-    @property
-    def look(self) -> Look:
-        """The picture of the tree as it is now."""
-        tree = self.ctx.view()
-        if self._look is None or self._look.tree is not tree:
-            self._look = Look(self.ctx, tree)
-        return self._look
+    def _look_again(self) -> None:
+        if self.look.tree is not self.ctx.view():
+            self.look = Look(self.ctx, self.ctx.view())
 
     def run(self, text: str, resource: str, args: tuple[str, ...] = (), name: str = "") -> str:
         """A macro text about a resource ("" for none)."""
@@ -62,12 +59,20 @@ class ViewSource:
     # Source
 
     def value(self, resource: str, name: str, args: list[str]) -> str | None:
+        known = None if args else self.look.texts.get((resource, name))
+        if known is not None:
+            return known
         row = self.values.get(name)
         if row is None:
             return None
-        if row.scope == "resource" and resource not in self.look.tree.resources:
+        if row.scope == "resource" and resource not in self.look.names:
             raise UsageError(f"'{name}' is a value of a resource", f"marsadm view-{name} RES")
-        return as_text(typed(self.look, row, resource, args))
+        found = as_text(typed(self.look, row, resource, args))
+        if row.kind == "wait":
+            self._look_again()
+        elif not args:
+            self.look.texts[resource, name] = found
+        return found
 
     def macro(self, name: str) -> str | None:
         text = self._files.text(name) if self._files else None
@@ -106,6 +111,7 @@ class ViewSource:
         store.load()
         store.put(rel, value, durable=True)
         self.ctx.forget()
+        self._look_again()
 
     def wait(self, resource: str, condition: Callable[[], bool] | str) -> None:
         from marsx.admin import waits
@@ -118,10 +124,12 @@ class ViewSource:
             test = condition
 
             def probe(tree: object) -> str:
+                self._look_again()
                 return "" if test() else "the condition of the macro is not true yet"
 
         end = self.ctx.monotonic() + self.machine.left()
         waits.until(self.ctx, probe, "the macro waits", deadline=end)
+        self._look_again()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -25,14 +25,14 @@ class Value(NamedTuple):
 
 def as_text(found: object) -> str:
     """How a value is printed: 1 and 0, a number, a text, one line for each item of a list."""
-    if found is None:
-        return ""
-    if isinstance(found, bool):
+    if found is True or found is False:
         return "1" if found else "0"
-    if isinstance(found, int | float):
-        return write(found)
     if isinstance(found, str):
         return found
+    if found is None:
+        return ""
+    if isinstance(found, (int, float)):
+        return write(found)
     return "\n".join(found)  # type: ignore[arg-type]
 
 
