@@ -87,8 +87,8 @@ A record of unknown type with the must-understand bit stops the reader, which na
 (its payload is checked like any other). Type 0 is never valid. The size in force for a range is the header's, or that
 of the last resize record before it, in the same table too. A reader that starts behind a resize record is told the
 size; the writer therefore begins a new log after a resize. Ranges apply in the order of the table, the later one wins
-where they overlap. Ranges are whole logical blocks of the device; a reader need not check that. Marks and barriers do not make a group of their own: a group has at least one record of another type
-(rule 7).
+where they overlap. Ranges are whole logical blocks of the device; a reader need not check that. Marks and barriers do
+not make a group of their own: a group has at least one record of another type (rule 7).
 
 The digest behind a group is XXH3-128 of its header block. That block holds the digest before, every range and every
 payload's CRC, so equal digests mean equal history.
@@ -116,8 +116,8 @@ and device size. It checks in this order, and the first check that fails is the 
   the file has the whole group                                                torn
   each payload's CRC holds and its padding is zero; padding to 4096 is zero   torn
 
-A block that the disk does not give (a read error) is none of these: the reader stops with the error, names the byte, and
-concludes nothing about the end of the log, also when it only looks for what stands behind a bad group.
+A block that the disk does not give (a read error) is none of these: the reader stops with the error, names the byte,
+and concludes nothing about the end of the log, also when it only looks for what stands behind a bad group.
 
 A reader that starts at a POS other than 0 knows the digest there, not the numbers: it takes group and record number
 from the group it finds, whose digest-before must be the one it knows. At a limit the scan ends before it reads.

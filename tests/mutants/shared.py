@@ -17,7 +17,7 @@ RULES_OF_MANY_HOSTS = (
            "        seen = self.source.appended()\n        view = self._contents(request.ranges, buf)\n",
            f"{SYNC}::test_appended_is_asked_for_after_the_read"),
     Mutant("answers-are-not-held", 13, "marsx/peer/sync.py",
-           "            point = await self.source.durable(seen)", "            point = await self.source.durable(0)",
+           "        point = await self.source.durable(seen)", "        point = await self.source.durable(0)",
            f"{SYNC}::test_an_answer_is_held_until_what_it_shows_is_durable"),
     # ---- 14: syncpos
     Mutant("syncpos-is-not-durable", 14, "marsx/daemon/spans.py",
