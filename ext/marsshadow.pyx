@@ -47,7 +47,7 @@ if mars_crc32c_env() != 0 or mars_xxh3_env() != 0:
 cdef enum:
     N_PIECES = 64                   # extents that one look into the index serves
     PART = 1 << 20                  # bytes copied at a time for write-back
-    INDEX_READ = 128 << 10          # bytes of log read at a time for the index: takes no longer than one block
+    INDEX_READ = 2 << 20            # bytes of log read at a time for the index; of long groups the header alone
     NOT_VALID = -2000               # the own log does not verify
 
 
@@ -140,12 +140,14 @@ cdef class Volume(Log):
         cdef const mars_group_header *g
         cdef uint64_t end = s.end - s.base, start = 0, have = 0     # POS and length of what stands in buf
         cdef int rc = 0
+        info.length = 0
         if posix_memalign(<void **>&buf, MARS_BLOCK, INDEX_READ) != 0:
             return -ENOMEM
         while c.e.pos < end and rc == 0:
             if c.e.pos + MARS_BLOCK > start + have:
                 start = c.e.pos
-                have = end - start if end - start < INDEX_READ else INDEX_READ
+                have = INDEX_READ if info.length < INDEX_READ // 4 else MARS_BLOCK
+                have = end - start if end - start < have else have
                 rc = mars_pread_all(s.fd, buf, have, MARS_BLOCK + start)
                 if rc < 0:
                     break

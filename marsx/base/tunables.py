@@ -43,8 +43,8 @@ _TABLE = (
     Tunable("ring_mb", 32, "MiB", 4, 4096, "newest log bytes held in memory, per primary"),
     Tunable("shadow_limit_mb", 64, "MiB", 1, 1 << 20,
             "memory for the index of data not yet written back, per primary"),
-    Tunable("writeback_window_mb", 48, "MiB", 2, 4096,
-            "memory of a window of data on its way to the disk: two for a replay, half a one for write-back"),
+    Tunable("writeback_window_mb", 32, "MiB", 2, 4096,
+            "memory of a window of data on its way to the disk: two for a replay, three quarters for write-back"),
     Tunable("writeback_fly", 32, "requests", 1, 1024, "writes to the data device at once, in write-back and replay"),
     Tunable("device_threads", 4, "threads", 1, 64, "service threads per device; counts when the device is made"),
     # Memory and space.

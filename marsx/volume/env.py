@@ -42,7 +42,7 @@ class Env:
     block_size: int
     facts: Facts
     stamp: Callable[[], int]                    # Lamport ns for new logs
-    window_bytes: int = 32 << 20                # of replay, which has two; write-back has half a one
+    window_bytes: int = 32 << 20                # of replay, which has two; write-back has 3/4 of one
     fly: int = 32                               # writes to the disk at once
     ring_bytes: int = 64 << 20
     index_bytes: int = 32 << 20

@@ -116,7 +116,7 @@ class Primary:
         """The index cannot hold the backlog: write the oldest log's windows to the disk before serving."""
         log = logs[0] if logs[0].end > logs[0].start or len(logs) == 1 else logs[1]
         cursor = marsreplay.Cursor(log.header.pack(), log.start, bytes.fromhex(log.start_digest))
-        window = marsreplay.Window(self.env.window_bytes // 2)
+        window = marsreplay.Window(self.env.window_bytes * 3 // 4)
         done = apply_windows(self.env, window, log.fd, log.header, cursor, log.end, self.disk_fd, max_windows=16)
         return done
 
@@ -161,7 +161,7 @@ class Primary:
         """Thread: windows of durable groups to the data device, until end() or an error (which stops the resource,
         named)."""
         assert self.volume is not None
-        window = marsreplay.Window(self.env.window_bytes // 2)
+        window = marsreplay.Window(self.env.window_bytes * 3 // 4)
         try:
             while not self._stopping:
                 draining, env = self._drain.is_set(), self.env
