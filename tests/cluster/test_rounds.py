@@ -3,13 +3,16 @@
 MARS_ROUNDS=200 plays more of them, ten on each new pair of hosts; MARS_SEED=n repeats a run. The seed is printed.
 """
 
+import faulthandler
 import os
 import random
+import sys
 
 import pytest
 from rounds import DECK, Rounds
 
 ROUNDS = max(1, int(os.environ.get("MARS_ROUNDS", "10")))
+HANGS_S = 600
 SEED = int(os.environ.get("MARS_SEED") or random.SystemRandom().randrange(10**6))
 
 
@@ -20,6 +23,7 @@ def test_rounds(cluster, tmp_path, batch):
     print(f"MARS_SEED={seed}")
     rounds = Rounds(cluster("a", "b", data_size=1 << 20), tmp_path / "rounds", seed)
     for number in range(min(len(DECK), ROUNDS - batch * len(DECK))):
+        faulthandler.dump_traceback_later(HANGS_S, exit=True, file=sys.__stderr__)  # pytest's would be for all of them
         print(rounds.play(number), flush=True)
     rounds.finish()
     print(f"{rounds.transactions} transactions are all there")
