@@ -28,6 +28,10 @@ POWER_STATE = 40                    # not one of the simple ones
 TOP = Path(__file__).resolve().parents[2]
 SLOW = ("write *log-0* p={p} delay=0..2", "fdatasync *log-0* p={p} delay=0..8", "write */disk p={p} delay=0..1",
         "fdatasync */disk p={p} delay=0..2", "fsync * p={p} delay=0..1")
+FAULTY = 0.3                        # share of the phases in which a disk fails or is full
+FAULTS = ("fdatasync *log-0* nth={n} EIO", "fdatasync,fsync */mars/* nth={n} EIO", "write *log-0* nth={n} EIO",
+          "write */disk nth={n} EIO", "fdatasync */disk nth={n} EIO", "fallocate *log-0* p=0.3 ENOSPC",
+          "open,link,rename *log-0* p=0.5 ENOSPC", "write *log-0* p=0.03 ENOSPC", "symlink * p=0.05 ENOSPC")
 
 
 @dataclass
@@ -104,11 +108,19 @@ class _Maker:
             where, most = self.rng.choice((("mars/*", 500), ("mars/*", 200), ("disk", 150)))
             number = self.rng.randrange(5, most)
             slow.append(f"write,fdatasync,fsync,rename,symlink {self.root}/{where} nth={number} kill")
+        faulty, sound = self.rng.random() < FAULTY, len(slow)
+        if faulty:
+            chosen = self.rng.sample(FAULTS, self.rng.choice((1, 1, 2)))
+            slow += [line.format(n=self.rng.randrange(3, 60)) for line in chosen]
         self.rules.set(*slow)
+        Path(f"{self.rules.path}.hits").unlink(missing_ok=True)
         env = iolayer.environment(iolayer.build(), rules=self.rules.path, record=record, roots=[self.root],
                                   seed=one.seed + phase)
+        env["MARS_CRASH_FAULTS"] = str(int(faulty))
         status = _run(one.kind, self.root, one.seed, phase, env)
-        one.phases.append(how if status or how == "power cut" else "by itself")
+        ended = how if status or how == "power cut" else "by itself"
+        hit = any(line > sound for line, *_ in self.rules.hits())
+        one.phases.append(f"{ended} after a fault" if hit else ended)
         entries = list(iolayer.read_record(record))
         parser.add(entries[self.seen:])
         self.seen = len(entries)

@@ -64,6 +64,7 @@ def check_recording(one: Recording, folder: Path, effort: Effort, count: Counter
     """The states of one recording, as long as the effort goes. Adds to the counts."""
     checker = Checker(one, folder / "state", count)
     count["recordings"] += 1
+    count["faulty"] += sum("fault" in phase for phase in one.phases)
     try:
         for number, tape in enumerate(one.tapes):
             checker.begin(number)
@@ -150,7 +151,8 @@ def summary(count: Counter[str], begin: float) -> str:
     cpu, seconds = used.user + used.system + used.children_user + used.children_system, time.monotonic() - begin
     return (f"{count['distinct']} distinct states ({count['power']} power cuts, {count['kill']} kills) of "
             f"{count['states']} made at {count['cuts']} cuts of {count['recordings']} recordings with "
-            f"{count['operations']} operations ({count['power_phases']} go on after a power cut)\n"
+            f"{count['operations']} operations ({count['power_phases']} go on after a power cut; in "
+            f"{count['faulty']} phases a disk failed or was full)\n"
             f"{count['partial']} with operations lost or torn, {count['loss']} that lost answered writes which no "
             f"flush covered, {count['again']} recovered twice, {count['starts']} started as a whole,\n"
             f"{count['rot']} with a turned bit ({count['rot_named']} named as damage); {seconds:.0f} s, "

@@ -6,18 +6,23 @@ ROOT is a host as `host.make_host` makes one, after any crash. `marks` receives,
 they happened: `w UNIQUE OFFSET LENGTH KIND DIGEST` before a write is given to the volume (kind 1, 2, 3: write, discard,
 zeros), `a UNIQUE` after it was answered, `f TICKET` before a FLUSH, `F TICKET` after its answer, `d POSITION` when a
 secondary counts log as fetched. So an answer stands at or behind its true moment, a request at or before it.
+
+With MARS_CRASH_FAULTS=1 in the environment, disks fail or are full too: what does not come to its end then, kills
+itself.
 """
 from __future__ import annotations
 
 import asyncio
 import os
 import random
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
 from marsx._ext import marsinject, marssum
+from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
 from marsx.daemon import replica
 from marsx.daemon.consumer import _InOrder
@@ -33,6 +38,12 @@ from tests.crash.host import RESOURCE, Host, wait_for
 SIZE = 1 << 20
 SOURCE_HOST = "a"
 HOT = 12                                # blocks that are written again and again
+FAULTS = os.environ.get("MARS_CRASH_FAULTS") == "1"
+
+
+def die() -> None:
+    """A fault has stopped what runs, and then comes the kill."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Marks:
@@ -141,7 +152,14 @@ class PrimaryRun:
         for thread in [*threads, *writers]:
             thread.start()
         while any(writer.is_alive() for writer in writers):
-            await self.housekeeping(loop)
+            try:
+                await self.housekeeping(loop)
+            except (OSError, MarsError):
+                if not FAULTS:
+                    raise
+            if FAULTS and (one.error or one.volume.state["failed"]):
+                await asyncio.sleep(self.rng.choice((0, 0.02, 0.1)))
+                die()
         await self.end(loop, threads)
         problems = [*self.host.trouble, *(writer.error for writer in writers if writer.error)]
         assert not problems, problems
@@ -252,7 +270,17 @@ class SecondaryRun:
 
 
 async def main(kind: str, root: Path, seed: int, phase: int) -> None:
-    """One phase: from a start to an orderly end, unless something kills us."""
+    """One phase: from a start to an orderly end, unless something kills us, or a fault does not let it come to one."""
+    try:
+        await play(kind, root, seed, phase)
+    except (OSError, MarsError, AssertionError):
+        if not FAULTS:
+            raise
+        die()
+
+
+async def play(kind: str, root: Path, seed: int, phase: int) -> None:
+    """The phase."""
     name = "b" if kind == "secondary" else SOURCE_HOST
     host = Host(root, name, SIZE, asyncio.get_running_loop())
     primary_module.FIRST_SPACE = (seed % 4 == 0) << 20          # space by steps, or all before the first group
