@@ -17,6 +17,7 @@ from marsx.base.position import LogPos
 from marsx.daemon import logcopy
 from marsx.daemon.activity import Activity
 from marsx.daemon.context import Context
+from marsx.daemon.rates import Count
 from marsx.daemon.replica import step_back
 from marsx.daemon.spans import ReplayBound
 from marsx.log import reader
@@ -79,7 +80,7 @@ class Consumer:
         self.damaged = False  # the trouble is a log that replay cannot read: recovery says what it is
         self.missing_log = False
         self.parted = False  # the source says split, and our copy is an empty log
-        self.progress: dict[str, float] = {}
+        self.count = Count()
         self._said = ""
         self._say_again = 0.0
         self._thread: threading.Thread | None = None
@@ -158,6 +159,7 @@ class Consumer:
         assert self.replayer is not None
         at, digest = self.replayer.at, self.replayer.digest
         if digest or at != self.at:
+            self.count.moved("replay", self.at, at)
             self.at, self.digest = at, digest
         self.bound.moved()
 
@@ -227,6 +229,7 @@ class Consumer:
     def _fetched(self, at: LogPos, digest: str) -> None:
         if at == self.at and not self.digest:
             self.digest = digest  # the header of the log that this replica begins with has come
+        self.count.moved("file", self.stock.end.at if self.stock.end else None, at)
         self.stock.move(at, digest)
         if self.replayer is not None:
             self.replayer.advance(at)

@@ -26,6 +26,7 @@ from marsx.daemon.context import Context, make_env
 from marsx.daemon.facts import Publisher
 from marsx.daemon.plan import Local, Plan, grant_to, plan
 from marsx.daemon.producer import Producer
+from marsx.daemon.rates import Rates, counted
 from marsx.daemon.site import Site
 from marsx.daemon.spans import stale_sync
 from marsx.daemon.syncing import Syncing
@@ -49,6 +50,7 @@ class Runner:
         self.resource = resource
         self.publisher = Publisher(site.store, site.loop, resource, self.kick)
         self.stock = logsource.Stock()
+        self.rates = Rates(site.store, resource, site.host, time.monotonic)
         self.disk_fd = -1
         self.device_path = ""
         self.producer: Producer | None = None
@@ -521,6 +523,7 @@ class Runner:
                 await self.count_users()
         if self.consumer is not None:
             self.consumer.publish()
+        self.rates.tick(counted(self))
 
     async def users(self) -> list[str]:
         """Who uses the device now, as far as can be seen."""

@@ -9,11 +9,12 @@ from marsx.base import disk
 from marsx.base.errors import MarsError
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.facts import Publisher
+from marsx.daemon.rates import Count
 from marsx.daemon.site import Site
 from marsx.daemon.spans import DiskSpans, resume_of
 from marsx.peer.spanio import KINDS
 from marsx.peer.sync import sync_resource
-from marsx.peer.syncparts import SyncRestart
+from marsx.peer.syncparts import Progress, SyncRestart
 from marsx.peer.wire import PeerError
 from marsx.tree import paths
 
@@ -45,7 +46,7 @@ class Syncing:
                 if sink.resume().why:
                     self.site.say(self.resource, "inf-sync-start", sink.resume().why)
                     await self.site.blocking(sink.forget_progress)
-                await self._once(host, sink)
+                await self._once(host, sink, consumer.count)
                 return
             except SyncRestart as err:
                 self.site.say(self.resource, "inf-sync-start", err.text)
@@ -55,7 +56,15 @@ class Syncing:
             await asyncio.sleep(pause)
             pause = min(PAUSE_MAX, pause * 2)
 
-    async def _once(self, host: str, sink: DiskSpans) -> None:
+    async def _once(self, host: str, sink: DiskSpans, count: Count) -> None:
+        done, requests = -1, 0
+
+        def note(progress: Progress) -> None:
+            nonlocal done, requests
+            if done >= 0:
+                count.add("sync", progress.done - done, progress.requests - requests)
+            done, requests = progress.done, progress.requests
+
         link, _ = await self.site.dial(host, "sync")
         try:
             self.site.say(self.resource, "inf-sync", f"syncing '{self.resource}' from {host}")
@@ -70,6 +79,7 @@ class Syncing:
                 fly=settings.get("sync_fly"),
                 bucket=self.site.fetch_bucket,
                 kind=KINDS[settings.get("sync_digest")],
+                progress=note,
             )
         finally:
             await link.close()
