@@ -180,6 +180,18 @@ def resize(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
     ctx.say(f"{resource}: {device} {text} {answer.get('size')} bytes")
 
 
+def set_replay(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
+    """set-replay RES NR: replay again from the beginning of log NR."""
+    view = ctx.view()
+    require_member(view, resource, ctx.host)
+    if not (args[0].isascii() and args[0].isdigit() and 0 < len(args[0]) < 19):
+        raise UsageError(f"'{args[0][:40]}' is not the number of a log", "example: marsadm set-replay data 7")
+    if view.todo(resource, ctx.host, "allow-replay"):
+        raise PreconditionError(f"{resource}: replay is switched on", f"first: marsadm pause-replay {resource}")
+    ctx.control.do("set-replay", resource, ctx.options.timeout, nr=int(args[0]))
+    ctx.say(f"{resource}: replay begins at log {int(args[0])} again; to let it run: marsadm resume-replay {resource}")
+
+
 def _wanted_size(text: str) -> int:
     """A size, or that of a block device."""
     if not text.startswith("/"):
@@ -264,6 +276,13 @@ COMMANDS = (
         effect="""The block device grows at once, a new log begins; the other members sync what is new by themselves.
         Nothing has to be paused. Afterwards enlarge the file system: xfs_growfs, resize2fs.""",
         example="marsadm resize data", scope="one", extra=(0, 1),
+    ),
+    Command(
+        "set-replay", "RES NR", set_replay, "replay again from the beginning of an older log", "lowlevel",
+        needs="""This host is a secondary, replay is paused (pause-replay).
+        All logs from NR to the one that is being replayed are here; going forward would leave out writes.""",
+        effect="The replica does not count as consistent before it is again where it was.",
+        example="marsadm set-replay data 7", scope="one", extra=(1, 1),
     ),
     Command(
         "delete-resource", "RES", delete_resource, "remove what is left of a resource that nobody has any more",

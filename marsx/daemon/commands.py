@@ -26,6 +26,7 @@ from marsx.peer.link import Link
 from marsx.peer.server import Peer
 from marsx.peer.wire import Type
 from marsx.tree import paths
+from marsx.tree.view import View
 
 if TYPE_CHECKING:
     from marsx.daemon.worker import Worker
@@ -259,6 +260,49 @@ async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict
     return {"ok": True}
 
 
+async def set_replay(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Replay again from the beginning of an older log that is here. Until the old position is reached again the disk
+    holds newer data than its position says, so that position becomes the bound of consistency (syncpos, rule 14)."""
+    runner, site, nr = _member(worker, resource), worker.site, args.get("nr")
+    if not isinstance(nr, int) or nr < 1:
+        raise UsageError(f"{resource}: the number of a log is needed")
+    if site.view().todo(resource, site.host, "allow-replay"):
+        raise PreconditionError(f"{resource}: replay is switched on", f"first: marsadm pause-replay {resource}")
+    async with runner.exclusive():
+        links = _replay_again(runner, site.view(), nr)
+        if args.get("dry"):
+            return told(links)
+        await runner.stop_consumer()
+        runner.publisher.drop_hint()
+        for link in links:
+            site.store.put(*link, durable=True)
+    return {"ok": True}
+
+
+def _replay_again(runner: Runner, view: View, nr: int) -> Links:
+    """First the bound, then the position."""
+    resource, host, consumer = runner.resource, runner.site.host, runner.consumer
+    if runner.producer is not None or view.designated(resource) == host:
+        raise PreconditionError(f"{resource}: this host is the primary", "only a secondary replays")
+    if consumer is None or consumer.at is None or not consumer.digest or consumer.replaying or runner.trouble:
+        raise PreconditionError(f"{resource}: the position of this replica is not known now", "try again in a moment")
+    at = consumer.at
+    if nr > at.nr:
+        raise PreconditionError(
+            f"{resource}: log {nr} lies before what is replayed ({at}): what is between would be left out",
+            f"marsadm invalidate {resource}",
+        )
+    logs = [log for log in runner.site.store.log_files(resource) if nr <= log.nr <= at.nr]
+    if {log.nr for log in logs} != set(range(nr, at.nr + 1)) or len(logs) != at.nr - nr + 1:
+        missing = f"{resource}: not all logs from {nr} to {at.nr} are here"
+        raise PreconditionError(missing, f"marsadm invalidate {resource}")
+    bound = view.syncpos(resource, host)
+    links = [(paths.replay(resource, host), f"{LogPos(nr, logs[0].producer, 0)},0")]
+    if bound is None or bound.pos.order < at.order:
+        links.insert(0, (paths.syncpos(resource, host), f"{at},0,{consumer.digest}"))
+    return links
+
+
 async def log_rotate(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
     runner = _member(worker, resource)
     if runner.producer is None:
@@ -338,6 +382,7 @@ DO: dict[str, Do] = {
     "leave-resource": leave_resource,
     "invalidate": invalidate,
     "fake-sync": fake_sync,
+    "set-replay": set_replay,
     "resize": growth.resize,
     "log-purge-all": purges.log_purge_all,
     "err-purge-all": purges.err_purge_all,

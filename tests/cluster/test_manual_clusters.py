@@ -140,3 +140,59 @@ def test_names_of_devices(cluster):
     scenario.wait_device(b, "mail")
     scenario.wait_equal(b, a, "data")
     assert a.devices() == [] and b.devices() == ["mail"]
+
+
+def plan_of(host, command: str) -> dict[str, str]:
+    """Links that a dry run tells, and their values; it changes nothing that a wish or a position is."""
+    def picture() -> dict[str, str]:
+        found = host.links("resource-data")
+        return {name: value for name, value in found.items() if not name.startswith("actsize")} | {
+            f"todo/{name}": value for name, value in host.links("resource-data/todo-b").items()}
+
+    before = picture()
+    lines = host.run(f"{command} --dry-run").stdout.splitlines()
+    assert picture() == before, command
+    found = [line.partition(" symlink '/mars/")[2].rstrip("'").split("' -> '") for line in lines if " symlink " in line]
+    return {name: value for name, value in found}
+
+
+def test_plans_are_kept(pair):
+    """What marsd would do (`--dry-run`) is what it does; replaying again is honest about consistency (rule 14)."""
+    a, b = pair(data_size=16 * MIB)
+    scenario.wait_equal(a, b, "data")
+    for _ in range(2):
+        a.run(WRITE.format("data"))
+        a.run("marsadm log-rotate data")
+    a.run(WRITE.format("data"))
+    scenario.wait_equal(a, b, "data")
+    b.run("marsadm pause-replay data")
+    b.run("marsadm wait-resource data is-replay-off")
+    assert b.run("marsadm set-replay data 9", check=False).returncode == 3
+    plan = plan_of(b, "marsadm set-replay data 1")
+    b.run("marsadm set-replay data 1")
+    assert set(plan) == {"resource-data/syncpos-b", "resource-data/replay-b"}
+    assert all(b.link(name) == value for name, value in plan.items())
+    assert b.run("marsadm view-is-consistent data").stdout == "0\n"
+    b.run("marsadm resume-replay data")
+    b.run("marsadm wait-resource data is-consistent")
+    scenario.wait_equal(a, b, "data")
+    assert plan_of(a, "marsadm log-delete-all data") == {} and len(a.links("resource-data", "version-")) >= 3
+    assert "delete log-000000001-a" in a.run("marsadm log-delete-all data -d").stdout
+    assert "log-000000001-a" in a.run("marsadm log-delete-all data").stdout
+    for command, lasting in (("fake-sync", {"todo-b/sync", "syncstatus-b"}),
+                             ("invalidate", {"todo-b/sync"}), ("down", {"todo-b/attach", "todo-b/connect"})):
+        scenario.wait_equal(a, b, "data")
+        plan = plan_of(b, f"marsadm {command} data")
+        assert {f"resource-data/{name}" for name in lasting} <= set(plan), command
+        b.run(f"marsadm {command} data")
+        names = [f"resource-data/{name}" for name in lasting]
+        assert [b.link(name) for name in names] == [plan[name] for name in names], command
+    plan = plan_of(b, "marsadm leave-resource data")
+    b.run("marsadm leave-resource data")
+    left = {f"resource-data/{name}" for name in b.links("resource-data") if name.endswith("-b")}
+    assert left == {"resource-data/removed-b"} and "resource-data/member-b" in plan
+    plan = plan_of(b, f"marsadm join-resource data {b.data_device}")
+    b.run(f"marsadm join-resource data {b.data_device}")
+    steady = ("data-b", "device-b", "todo-b/attach", "todo-b/sync", "todo-b/connect", "todo-b/allow-replay")
+    assert all(plan[f"resource-data/{name}"] == b.link(f"resource-data/{name}") != "" for name in steady)
+    scenario.wait_equal(a, b, "data")

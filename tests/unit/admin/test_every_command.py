@@ -106,6 +106,7 @@ ROWS = [
     Row("delete-resource old", nobody, writes=3),
     Row("invalidate data", asked=("invalidate",)),
     Row("fake-sync data", asked=("fake-sync",)),
+    Row("set-replay data 1", off("allow-replay"), asked=("set-replay",)),
     Row("resize data 2G", on_a, asked=("resize",)),
     Row("log-rotate data", on_a, asked=("log-rotate",)),
     *(Row(f"{name} data", asked=(name,))
