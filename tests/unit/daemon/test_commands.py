@@ -43,5 +43,9 @@ def test_fake_sync_asks_back_after_a_sync_that_began_again() -> None:
     asyncio.run(commands.fake_sync(worker, R, {"force": True}))
     assert worker.values[paths.syncstatus(R, "a")] == "4096"
     worker = secondary()
+    before = dict(worker.values)
+    plan = asyncio.run(commands.fake_sync(worker, R, {"dry": True}))
+    assert worker.values == before, "a plan changes nothing"
     asyncio.run(commands.fake_sync(worker, R, {}))
+    assert {rel: value for rel, value in worker.values.items() if before.get(rel) != value} == dict(plan["changes"])
     assert worker.values[paths.syncstatus(R, "a")] == "4096"
