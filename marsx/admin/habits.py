@@ -71,6 +71,7 @@ def refuse(ctx: Context, args: tuple[str, ...], name: str) -> None:
 
 
 def _row(name: str, run: Callable[..., None], short: str, effect: str) -> Command:
+    effect = f"{effect[:1].upper()}{effect[1:]}."
     return Command(
         name, "[...]", partial(run, name=name), short, "habits", effect=effect, example=f"marsadm {name}",
         scope="none", extra=(0, 99), daemon=False, writes=False,

@@ -150,19 +150,19 @@ COMMANDS = (
         certificates from before lies in /mars/backup-TIME. To be done on each host of the old cluster in turn;
         until the last one is done they do not see each other, and catch up afterwards. Data are not touched.""",
         example="marsadm merge-cluster alpha --token=TOKEN", scope="none", extra=(1, 1), daemon=False,
-        options="--ip=A --ip-HOST=A --token=T",
+        options="--ip=A",
     ),
     Command(
         "merge-cluster-check", "HOST [--ip-HOST=A] [--token=T]", merge_check,
         "would merge-cluster work? nothing is changed", "cluster", needs=_NEEDS,
         effect="The token stays good for the merge.", example="marsadm merge-cluster-check alpha --token=TOKEN",
-        scope="none", extra=(1, 1), daemon=False, writes=False, options="--ip-HOST=A --token=T",
+        scope="none", extra=(1, 1), daemon=False, writes=False,
     ),
     Command(
         "merge-cluster-list", "HOST [--ip-HOST=A] [--token=T]", merge_list,
         "print the resources of both clusters and their members", "cluster", needs=_NEEDS,
         effect="A line for each resource: here or there, name, members.",
         example="marsadm merge-cluster-list alpha --token=TOKEN",
-        scope="none", extra=(1, 1), daemon=False, writes=False, options="--json --ip-HOST=A --token=T",
+        scope="none", extra=(1, 1), daemon=False, writes=False, options="--json",
     ),
 )  # fmt: skip

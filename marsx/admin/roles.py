@@ -283,12 +283,14 @@ COMMANDS = (
         With more than two replicas no other sync runs (--ignore-sync).
         --force, when the old primary is lost: the replica is disconnected here (marsadm disconnect RES), and no member
         that can be reached has more of the same history (--accept-position=POS gives that up).""",
-        example="marsadm primary data",
+        effect="""The other host need not be told: its marsd takes the device away, ends its log, grants the role.
+        When nothing is granted within --timeout everything is as before.""",
+        example="marsadm primary data", options="--force --ignore-sync --accept-position=POS --timeout=SECONDS",
     ),
     Command(
         "secondary", "RES", secondary, "give the primary role up; nobody is primary then", "roles",
         needs="""The device is not in use here.
         Not needed for a handover: `marsadm primary RES` on the other host does all of it.""",
-        example="marsadm secondary data",
+        example="marsadm secondary data", options="--timeout=SECONDS",
     ),
 )  # fmt: skip

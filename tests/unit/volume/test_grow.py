@@ -39,7 +39,11 @@ def test_grow(make_site):
     enlarge(site, 2 * MIB)
     with Serving(site, first=True) as one:
         assert grown_write(one, 0) == 0 and grown_write(one, MIB) > 0
+        seen = []
+        site.facts.look = lambda what: seen.append((what[1].nr, one.primary.volume.device_size))
         one.primary.grow(2 * MIB)
+        site.facts.look = lambda what: None
+        assert set(seen) <= {(1, MIB), (2, MIB)} and seen, "requests behind the old end come after the new log only"
         assert one.primary.header.device_size == one.primary.volume.device_size == 2 * MIB
         assert grown_write(one, 2 * MIB - 4096) == 0 and grown_write(one, 2 * MIB) > 0
         one.primary.grow(2 * MIB)
