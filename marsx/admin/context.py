@@ -139,7 +139,10 @@ class Context:
 
     def wish(self, *entries: tuple[str, str]) -> None:
         """Write wishes, with one stamp, durable before the command goes on."""
-        self.store.put_many(list(entries), durable=True)
+        written = self.store.put_many(list(entries), durable=True)
+        if self.options.verbose and not self.dry:
+            for rel in written:
+                self.note(f"  {rel} -> {self.store.get(rel) or '(deleted)'}")
 
     def would(self, text: str) -> bool:
         """True in a dry run, which tells the effect (beyond links) that the caller then leaves out."""

@@ -305,7 +305,8 @@ class Worker:
         runner = self._runner_for(resource, peer)
         if runner.producer is None or runner.producer.gate is None:
             raise PreconditionError(f"{self.host} is not primary of {resource}")
-        if runner.producer.size < self.site.view().size(resource):
+        volume = runner.producer.primary.volume
+        if volume is None or volume.device_size < self.site.view().size(resource):
             raise PreconditionError(f"{resource} is just growing on {self.host}", "it goes on by itself")
         return PrimarySpans(runner.producer.gate, runner.stock.pins)
 

@@ -39,6 +39,13 @@ def test_what_is_so_already_is_not_written(adm: Admin) -> None:
     assert code == 0 and "already" in out and adm.tree.all() == before
 
 
+def test_verbose_tells_the_links(adm: Admin) -> None:
+    """What is written, on stderr; nothing about what was so already."""
+    code, _, err = adm("pause-sync data -v")
+    assert code == 0 and err == "  resource-data/todo-b/sync -> 0\n"
+    assert adm("pause-sync data --verbose")[2] == ""
+
+
 def test_global_is_every_member(adm: Admin) -> None:
     """-global writes the wish of all members, with one stamp."""
     code, out, _ = adm("pause-sync-global data")
