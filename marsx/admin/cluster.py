@@ -124,7 +124,7 @@ def join_cluster(ctx: Context, args: tuple[str, ...]) -> None:
         raise UsageError(f"{peer} is this host", "give the name of a host that is in the cluster")
     _refuse_existing(ctx)
     ip = checks.address(ctx.options.ip) if ctx.options.ip else checks.own_address()
-    peer_ip = peer_address(ctx, peer)
+    peer_ip = peer_address(ctx, peer, args[1:])
     if ctx.would(f"ask {peer} at {peer_ip} for certificates, the tree and the uuid of its cluster"):
         _keep_old_tree(ctx)
         _begin_tree(ctx, ip)
@@ -181,7 +181,10 @@ def take_tree(ctx: Context, joined: Joined, ip: str) -> None:
     ctx.wish((paths.uuid(), joined.uuid))
 
 
-def peer_address(ctx: Context, peer: str) -> str:
+def peer_address(ctx: Context, peer: str, given_ip: tuple[str, ...] = ()) -> str:
+    """Of HOST [IP], or by --ip-HOST, or by its name."""
+    if given_ip:
+        return checks.address(given_ip[0])
     given = {name: text for name, text in ctx.options.peer_ips.items() if name != peer}
     if given:
         raise UsageError(f"--ip-{next(iter(given))}: only the address of {peer} is asked for here")
@@ -248,11 +251,12 @@ COMMANDS = (
         example="marsadm create-token", scope="none",
     ),
     Command(
-        "join-cluster", "HOST [--ip=A] [--ip-HOST=A] [--token=T]", join_cluster,
+        "join-cluster", "HOST [IP] [--ip=A] [--ip-HOST=A] [--token=T]", join_cluster,
         "make this host a member of the cluster of HOST", "cluster",
         needs="""This host belongs to no cluster, and marsd does not run here, but on HOST.
-        Without --token the token is fetched by ssh root@HOST.""",
-        example="marsadm join-cluster alpha --token=TOKEN", scope="none", extra=(1, 1), daemon=False,
+        Without --token the token is fetched by ssh root@HOST. IP (or --ip-HOST) is the address of HOST, --ip that of
+        this host.""",
+        example="marsadm join-cluster alpha --token=TOKEN", scope="none", extra=(1, 2), daemon=False,
     ),
     Command(
         "leave-cluster", "", leave_cluster, "take this host out of the cluster", "cluster",

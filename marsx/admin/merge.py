@@ -48,7 +48,7 @@ def conflicts(mine: View, theirs: View, host: str) -> list[str]:
 
 def merge_check(ctx: Context, args: tuple[str, ...]) -> None:
     """merge-cluster-check HOST: would it work?"""
-    joined = cluster.look(ctx, *_whom(ctx, args[0]))
+    joined = cluster.look(ctx, *_whom(ctx, args))
     theirs = _view_of(joined)
     _refuse(ctx, theirs, joined)
     ctx.say(f"{len(ctx.view().resources)} resources here and {len(theirs.resources)} in {joined.uuid} can be merged")
@@ -56,7 +56,7 @@ def merge_check(ctx: Context, args: tuple[str, ...]) -> None:
 
 def merge_list(ctx: Context, args: tuple[str, ...]) -> None:
     """merge-cluster-list HOST: the resources of both, `WHERE RESOURCE MEMBERS`."""
-    theirs = _view_of(cluster.look(ctx, *_whom(ctx, args[0])))
+    theirs = _view_of(cluster.look(ctx, *_whom(ctx, args)))
     rows = [(where, res, list(view.members(res))) for where, view in (("here", ctx.view()), ("there", theirs))
             for res in view.resources]  # fmt: skip
     value = [{"where": where, "resource": resource, "members": members} for where, resource, members in rows]
@@ -65,7 +65,7 @@ def merge_list(ctx: Context, args: tuple[str, ...]) -> None:
 
 def merge(ctx: Context, args: tuple[str, ...]) -> None:
     """merge-cluster HOST."""
-    peer, peer_ip, token = _whom(ctx, args[0])
+    peer, peer_ip, token = _whom(ctx, args)
     try:
         ctx.control.ping()
     except DaemonDownError:
@@ -94,13 +94,14 @@ def merge(ctx: Context, args: tuple[str, ...]) -> None:
         ctx.say(f"the same has to be done on: {', '.join(left)}")
 
 
-def _whom(ctx: Context, peer: str) -> tuple[str, str, str]:
+def _whom(ctx: Context, args: tuple[str, ...]) -> tuple[str, str, str]:
     """(host, address, token) of a member of the other cluster."""
+    peer = args[0]
     require_cluster(ctx.view(), ctx.host)
     checks.identifier(peer, "host")
     if peer == ctx.host:
         raise UsageError(f"{peer} is this host", "give a host of the other cluster")
-    return peer, cluster.peer_address(ctx, peer), ctx.options.token or cluster.token_by_ssh(peer)
+    return peer, cluster.peer_address(ctx, peer, args[1:]), ctx.options.token or cluster.token_by_ssh(peer)
 
 
 def _view_of(joined: Joined) -> View:
@@ -143,26 +144,26 @@ _NEEDS = """HOST is a member of the other cluster, where marsd runs. Without --t
 
 COMMANDS = (
     Command(
-        "merge-cluster", "HOST [--ip-HOST=A] [--token=T]", merge,
+        "merge-cluster", "HOST [IP] [--token=T]", merge,
         "go over into the cluster of HOST, with all resources", "cluster",
         needs="marsd is stopped here.\n" + _NEEDS,
         effect="""The tree becomes the union of both, the uuid that of HOST's cluster; a backup of the links and
         certificates from before lies in /mars/backup-TIME. To be done on each host of the old cluster in turn;
         until the last one is done they do not see each other, and catch up afterwards. Data are not touched.""",
-        example="marsadm merge-cluster alpha --token=TOKEN", scope="none", extra=(1, 1), daemon=False,
+        example="marsadm merge-cluster alpha --token=TOKEN", scope="none", extra=(1, 2), daemon=False,
         options="--ip=A",
     ),
     Command(
-        "merge-cluster-check", "HOST [--ip-HOST=A] [--token=T]", merge_check,
+        "merge-cluster-check", "HOST [IP] [--token=T]", merge_check,
         "would merge-cluster work? nothing is changed", "cluster", needs=_NEEDS,
         effect="The token stays good for the merge.", example="marsadm merge-cluster-check alpha --token=TOKEN",
-        scope="none", extra=(1, 1), daemon=False, writes=False,
+        scope="none", extra=(1, 2), daemon=False, writes=False,
     ),
     Command(
-        "merge-cluster-list", "HOST [--ip-HOST=A] [--token=T]", merge_list,
+        "merge-cluster-list", "HOST [IP] [--token=T]", merge_list,
         "print the resources of both clusters and their members", "cluster", needs=_NEEDS,
         effect="A line for each resource: here or there, name, members.",
         example="marsadm merge-cluster-list alpha --token=TOKEN",
-        scope="none", extra=(1, 1), daemon=False, writes=False, options="--json",
+        scope="none", extra=(1, 2), daemon=False, writes=False, options="--json",
     ),
 )  # fmt: skip

@@ -34,7 +34,7 @@ def met(adm: Admin, other: SmallTree, monkeypatch: pytest.MonkeyPatch) -> Admin:
 
     monkeypatch.setattr(cluster, "look", joined)
     monkeypatch.setattr(cluster, "ask_to_join", joined)
-    monkeypatch.setattr(cluster, "peer_address", lambda ctx, peer: "10.0.0.99")
+    monkeypatch.setattr(cluster, "peer_address", lambda ctx, peer, ip: "10.0.0.99")
     adm.control.running = False
     return adm
 
@@ -118,3 +118,18 @@ def test_dry_run(met: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = met("merge-cluster x --token=T --dry-run")
     assert code == 0 and "resource-data/log-uuid" in out and "would ask x at 10.0.0.99" in out, err
     assert met.tree.all() == before
+
+
+def test_address_of_the_other(adm: Admin, other: SmallTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOST IP, as the original has it, or --ip-HOST."""
+    seen: list[str] = []
+
+    def look(ctx: object, peer: str, ip: str, token: str) -> Joined:
+        seen.append(ip)
+        return Joined("x_1.000000001", "x", [[rel, *pair] for rel, pair in other.all().items()])
+
+    monkeypatch.setattr(cluster, "look", look)
+    assert adm("merge-cluster-check x 10.1.1.1 --token=T")[0] == 0
+    assert adm("merge-cluster-check x --ip-x=10.1.1.2 --token=T")[0] == 0
+    assert adm("merge-cluster-check x 10.1.1 --token=T")[0] == 2
+    assert seen == ["10.1.1.1", "10.1.1.2"]
