@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-from pathlib import Path
 
 from marsx.base import disk
 from marsx.base.errors import NotFoundError, PermissionDeniedError, PreconditionError, UsageError
@@ -26,10 +25,9 @@ def require_root() -> None:
         raise PermissionDeniedError("marsadm has to be run by root", "run it as root")
 
 
-def require_mars_dir(mars_dir: str | Path) -> None:
+def require_mars_dir(path: str | os.PathLike[str]) -> None:
     """The directory of state and logs is there and can be written."""
-    path = Path(mars_dir)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise PreconditionError(f"{path} is not a directory", f"make and mount the file system for {path} first")
     if not os.access(path, os.W_OK | os.X_OK):
         raise PermissionDeniedError(f"{path} is not writable", "is the file system mounted read-only?")
@@ -47,7 +45,7 @@ def identifier(text: str, what: str) -> str:
     return text
 
 
-def host_name(node: str, file: str | Path = "/etc/hostname", file_is_ours: bool | None = None) -> str:
+def host_name(node: str, file: str | os.PathLike[str] = "/etc/hostname", file_is_ours: bool | None = None) -> str:
     """The name of this host, after checks that it can be one and that it will still be the same after a reboot."""
     if "." in node:
         raise PreconditionError(
@@ -57,7 +55,7 @@ def host_name(node: str, file: str | Path = "/etc/hostname", file_is_ours: bool 
     if not paths.is_host(node):
         raise PreconditionError(f"the host name '{node[:80]}' cannot be used by mars", "letters, digits, _ and - only")
     if _file_is_ours() if file_is_ours is None else file_is_ours:
-        written = _written_name(Path(file))
+        written = _written_name(file)
         if written and written != node:
             raise PreconditionError(
                 f"{file} says '{written}' but the running host name (uname -n) is '{node}'",
@@ -74,9 +72,10 @@ def _file_is_ours() -> bool:
         return False
 
 
-def _written_name(file: Path) -> str:
+def _written_name(file: str | os.PathLike[str]) -> str:
     try:
-        lines = file.read_text(errors="replace").splitlines()
+        with open(file, encoding="utf-8", errors="replace") as text:
+            lines = text.read().splitlines()
     except OSError:
         return ""
     return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")

@@ -6,7 +6,6 @@ command writes is newer than all it has seen (rule 25).
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -132,6 +131,8 @@ class Context:
             if text and text != self._line:
                 print(printable(f"  waiting: {text}"), file=out, flush=True)
         elif text or self._line:
+            import shutil
+
             width = max(20, shutil.get_terminal_size().columns - 1)
             shown = printable(f"  waiting: {text}")[:width] if text else ""
             print(f"\r{shown}\x1b[K", end="", file=out, flush=True)

@@ -8,10 +8,10 @@ well-formed: what is not a JSON object, or longer than LINE_MAX, is an error.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from marsx.base.errors import DaemonDownError, MarsError, PermissionDeniedError, TimeoutExpired, from_exit_code
@@ -36,8 +36,8 @@ def raise_answer(answer: Answer) -> None:
 class Control:
     """The control socket of the marsd of one run directory. Each request is a connection of its own."""
 
-    def __init__(self, run_dir: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self.path = str(Path(run_dir) / SOCKET_NAME)
+    def __init__(self, run_dir: str | os.PathLike[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = os.path.join(run_dir, SOCKET_NAME)
         self._clock = clock
 
     def request(self, message: dict[str, Any], timeout: float = 30.0, progress: Progress | None = None) -> Answer:

@@ -51,6 +51,15 @@ def commands() -> dict[str, Command]:
     return {row.name: row for module in families for row in module.COMMANDS}
 
 
+def commands_for(name: str) -> dict[str, Command]:
+    """The part of the table that is needed for a command: looking is called often, so it does not load all the rest."""
+    if name == "view" or name.startswith("view-"):
+        from marsx.admin import view
+
+        return {row.name: row for row in view.COMMANDS}
+    return commands()
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command line (without the program's name); the exit status."""
     try:
@@ -87,7 +96,7 @@ def _run(argv: Sequence[str]) -> int:
 
         print(f"marsadm {__version__}")
         return 0
-    table = commands()
+    table = commands() if call.options.help else commands_for(call.command)
     if call.command in ("", "help", "h"):
         if not call.command and not call.options.help:
             raise UsageError("a command is missing", cli.HELP_HINT)

@@ -16,7 +16,6 @@ import os
 import posixpath
 import stat
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -206,13 +205,16 @@ class Settings:
                 data = file.read(_TOML_MAX + 1)
             if len(data) > _TOML_MAX:
                 raise PreconditionError(f"{path}: longer than {_TOML_MAX} bytes", "shorten or remove it")
-            return tomllib.loads(data.decode("utf-8"))
         except FileNotFoundError:
             return {}
         except PermissionError as error:
             raise PermissionDeniedError(f"cannot read {path}: {error.strerror}", "run as root") from error
         except OSError as error:
             raise PreconditionError(f"cannot read {path}: {error.strerror}", "mend or remove it") from error
+        import tomllib  # late: most calls of marsadm need no settings
+
+        try:
+            return tomllib.loads(data.decode("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise PreconditionError(f"{path}: {error}", "mend it; its form is TOML") from error
 

@@ -19,7 +19,7 @@ tombstone `.deleted` is a legal value of every entry.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from marsx.base import position
@@ -55,7 +55,13 @@ _FORMS = {
     "version": rf"{_DIGEST},{_POS}:({_DIGEST},{_POS})?",
     "granted": rf"({_IDENT}|\(none\)),{_POS},{_DIGEST}",
 }
-_FORM = {name: re.compile(pattern, re.ASCII) for name, pattern in _FORMS.items()}
+
+
+@cache
+def _form(name: str) -> re.Pattern[str]:
+    """Compiled when it is first needed: a display needs few of them."""
+    return re.compile(_FORMS[name], re.ASCII)
+
 
 # key -> form of the value
 _HOST_WISHES = {"ip": "address", "member": "token", "removed": "token"}
@@ -161,7 +167,7 @@ def is_directory(rel: str) -> bool:
 
 def value_problem(name: Name, value: str) -> str:
     """Why `value` is no legal value of `name`, or ""."""
-    if value == DELETED or _FORM[name.form].fullmatch(value):
+    if value == DELETED or _form(name.form).fullmatch(value):
         return ""
     return f"{name.rel}: not a legal value ({name.form}): {value[:80]!r}"
 

@@ -328,25 +328,35 @@ class Store:
         """Every known entry below a directory, one pass."""
         found: dict[str, Entry] = {}
         todo = [rel]
+        settled = time.time_ns() - SECOND_NS
         while todo:
             directory = todo.pop()
             prefix = directory + "/" if directory else ""
             try:
                 with os.scandir(self._path(directory)) as items:
-                    links = [(prefix + item.name, item.is_symlink()) for item in items]
+                    links = [(prefix + item.name, item) for item in items]
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as err:
                 raise _failure(f"cannot read {self._path(directory)}", err) from err
-            for name, is_link in links:
-                if not is_link:
+            for name, item in links:
+                if not item.is_symlink():
                     if paths.is_directory(name):
                         todo.append(name)
                 elif _known(name):
-                    entry = self._read(name)
+                    entry = self._glance(name, item, settled) if self.readonly else self._read(name)
                     if entry is not None:
                         found[name] = entry
         return found
+
+    def _glance(self, name: str, item: os.DirEntry[str], settled: int) -> Entry | None:
+        """For displays, which are started often: a link that was made before `settled` has not changed under our eyes,
+        so value and stamp are of one link without looking twice."""
+        try:
+            value, status = os.readlink(item.path), item.stat(follow_symlinks=False)
+        except OSError:
+            return self._read(name)
+        return Entry(name, value, status.st_mtime_ns) if status.st_ctime_ns < settled else self._read(name)
 
     def _reconcile(self, found: dict[str, Entry], gone: Iterable[str]) -> list[str]:
         """Bring disk and cache together: the greater entry counts on both sides."""

@@ -22,7 +22,7 @@ Args = tuple[str, ...]
 MANY = 1000
 MASK = (1 << 64) - 1
 _NAME = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_]{0,62}", re.ASCII)
-_FORMAT = re.compile(r"%(?:(%)|([-+ 0#]{0,5})([0-9]{0,3})(?:\.([0-9]{1,3}))?([diousxXeEfgGcb]))")
+_FORMAT = r"%(?:(%)|([-+ 0#]{0,5})([0-9]{0,3})(?:\.([0-9]{1,3}))?([diousxXeEfgGcb]))"
 
 
 def _expand(env: Env, args: Args, nr: int, default: str = "") -> str:
@@ -225,7 +225,7 @@ def sprintf(env: Env, args: Args) -> str:
                 number(value)))
         return f"{spec}{kind}" % number(value)
 
-    return _FORMAT.sub(one, args[0])
+    return re.sub(_FORMAT, one, args[0])
 
 
 def _human(env: Env, args: Args, older: bool) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from marsx.admin.views.macros import GLOBAL, MACROS, SHORT
 from marsx.admin.views.structure import WORDS
 from marsx.admin.views.table import all_values
+from marsx.tree.distance import LogMap
 from marsx.tree.paths import DELETED
 from tests.unit.admin.small_tree import D1, D2, NOW, SIZE, Admin, S
 
@@ -333,6 +337,59 @@ def test_cat(adm: Admin, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("at 1742465728.123456789 x 12.5\n")
     code, out, err = adm(f"cat {tmp_path}/none {tmp_path}/f")
     assert code == 4 and re.fullmatch(r"at 2025-03-2\d \d\d:15:28.123456789 x 12.5\n", out) and "none" in err
+
+
+HOSTILE = ("", "\x1b[2J", "a\nb", "9" * 19, "9" * 400, "-1", "-9999999999999999999", "0", ".deleted", "(none)", "%{x}",
+           "log-000000001-a,9223372036854775807,9223372036854775807", "log-999999999999999999-a,1,1", "{", "1",
+           f"{D1},log-000000001-b,9223372036854775807:", f"{D1},log-000000002-a,1:{D2},log-000000001-b,5")  # fmt: skip
+
+
+def test_whatever_stands_in_the_tree(adm: Admin) -> None:
+    """Hostile values of any entry: the views say something, without control characters, and JSON stays whole."""
+    before = adm.tree.all()
+    names = [rel for rel in before if rel.startswith("resource-data/") and ("-b" in rel or rel.count("/") == 1)]
+    names += ["resource-data/actual-b/replay-code", "resource-data/actual-b/msg-err-x", "resource-data/syncpos-b",
+              "resource-data/actual-b/fetched", "resource-data/actual-b/amount-file_rate", "actual-b/total-space",
+              "actual-b/used-log-digest", "defaults/disabled-log-digests", "resource-data/actual-b/if-completion-stamp",
+              "resource-data/version-000000002-b"]  # fmt: skip
+    for nr, rel in enumerate(names):
+        for value in HOSTILE[nr % 2 :: 2]:
+            path = Path(adm.tree.paths.mars_dir, rel)
+            path.unlink(missing_ok=True)
+            if value:
+                path.parent.mkdir(exist_ok=True)
+                path.symlink_to(value)
+            code, out, _ = adm("view data --verbose=2")
+            assert code in (0, 4) and not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out), (rel, value)
+            code, out, _ = adm("view data --json")
+            assert code == 4 or json.loads(out)["resources"].keys() == {"data"}, (rel, value)
+        path.unlink(missing_ok=True)
+        if rel in before:
+            adm.tree.put(rel, before[rel][0])
+
+
+def test_a_look_loads_little(adm: Admin) -> None:
+    """Start-up: looking loads none of the other commands, nor what only they need."""
+    code = (
+        f"import os, sys, time; time.time_ns = lambda: {NOW}; os.uname = lambda: type('U', (), {{'nodename': 'b'}});"
+        "from marsx.admin import marsadm; marsadm.main(['view', 'all']); print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **adm.tree.paths.environment()},
+                          capture_output=True, text=True, timeout=60, cwd=TOP)  # fmt: skip
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "  data [2/2]" in done.stdout and "marsx.admin.views.source" in loaded
+    heavy = {"subprocess", "asyncio", "ssl", "tomllib", "datetime", "shutil", "tempfile", "ctypes", "difflib"}
+    others = {f"marsx.admin.{name}" for name in ("roles", "switches", "resource", "cluster", "waits", "state")}
+    assert loaded & (heavy | others | {"marsx.log.chain", "marsx.tree.watch"}) == set()
+
+
+def test_each_thing_is_worked_out_once(adm: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs of a resource are walked once for a picture, however many values ask."""
+    made: list[str] = []
+    monkeypatch.setattr("marsx.admin.views.look.LogMap", lambda view, res: made.append(res) or LogMap(view, res))
+    adm.tree.resource("other", "a")
+    adm("view all")
+    assert sorted(made) == ["data", "other"]
 
 
 def test_the_page_lists_everything() -> None:
