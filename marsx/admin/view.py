@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from marsx.admin.context import Context, require_cluster, require_resource, resource_list
 from marsx.admin.table import Command, aliased
-from marsx.base.errors import MarsError, PartlyFailedError, UsageError
+from marsx.base.errors import MarsError, NotFoundError, PartlyFailedError, UsageError
 
 if TYPE_CHECKING:
     from marsx.admin.views.source import ViewSource
 
 OF_ALL = ("default", "1and1")
 """Macros that show all resources when none is named."""
-COMMON: dict[str, Any] = {"family": "view", "daemon": False, "writes": False, "member": False, "scope": "none"}
+COMMON: dict[str, Any] = {
+    "family": "view", "daemon": False, "writes": False, "member": False, "scope": "none", "for_host": True,
+}  # fmt: skip
+OPTIONS = "--macro=TEXT --json --host=HOST --window=SECONDS --threshold=SIZE --verbose[=N] --timeout=SECONDS"
 
 
 def view(ctx: Context, args: tuple[str, ...], name: str = "default") -> None:
@@ -27,6 +30,8 @@ def view(ctx: Context, args: tuple[str, ...], name: str = "default") -> None:
     require_cluster(ctx.view(), ctx.host)
     from marsx.admin.views.source import ViewSource
 
+    if ctx.options.host and ctx.options.host not in ctx.view().hosts:
+        raise NotFoundError(f"there is no host {ctx.options.host[:80]}", f"hosts: {', '.join(ctx.view().hosts)}")
     if ctx.options.json:
         return _json(ctx, args, name)
     source = ViewSource(ctx)
@@ -133,7 +138,7 @@ def _unknown(name: str) -> UsageError:
     from marsx.admin.views.table import all_values
 
     near = difflib.get_close_matches(name, [*MACROS, *all_values()], 3)
-    hint = f"did you mean: {', '.join('view-' + word for word in near)}" if near else "docs/views.md lists them"
+    hint = f"did you mean: {', '.join('view-' + word for word in near)}" if near else "marsadm view-names lists them"
     return UsageError(f"there is no value '{name[:80]}' to view, and no macro", hint)
 
 
@@ -142,8 +147,9 @@ def primitive(name: str) -> Command | None:
     if not name.startswith("view-"):
         return None
     key = name.removeprefix("view-")
+    run = partial(_view_named, name=key)
     return Command(
-        name, "[RES] [ARGUMENT...]", partial(_view_named, name=key), "print one value or macro", extra=(0, 9), **COMMON
+        name, "[RES] [ARGUMENT...]", run, "print one value or macro", extra=(0, 9), options=OPTIONS, **COMMON
     )
 
 
@@ -171,18 +177,18 @@ def _lazy(name: str) -> Any:
     return run
 
 
-EACH: dict[str, Any] = {**COMMON, "scope": "each"}
+_HERE: dict[str, Any] = {**COMMON, "for_host": False}
+EACH: dict[str, Any] = {**_HERE, "scope": "each"}
 _ROWS = (
     Command(
         "view", "[RES]", view, "print the state of each resource",
-        needs="""  RES [replicas/hosts] diskstate replstate flags role primarynode
-        With the device that is here, what is under way, and what is wrong.
-        view-NAME RES prints one value or macro; docs/views.md lists them.
-        --macro=TEXT prints what TEXT evaluates to; --json prints all values as one structure.""",
-        example="marsadm view all", **{**COMMON, "extra": (0, 9)},
+        effect="""One line says: RES [replicas/hosts] diskstate replstate flags role primarynode. With it the device
+        that is here, what is under way, and what is wrong. view-NAME RES prints one value or macro; view-names
+        lists them. --macro=TEXT prints what TEXT evaluates to, --json all values as one structure.""",
+        options=OPTIONS, example="marsadm view all", **{**COMMON, "extra": (0, 9)},
     ),
     Command("show", "[RES]", _lazy("show"), "print the tree's entries of a resource as PATH=VALUE",
-            example="marsadm show data", **{**COMMON, "extra": (0, 1)}),
+            example="marsadm show data", **{**_HERE, "extra": (0, 1)}),
     Command("show-errors", "RES", _lazy("show_errors"), "print warnings and errors, old ones too",
             needs="Status 1 if there are any.", example="marsadm show-errors data", **EACH),
     Command("show-state", "RES", _lazy("show_state"), "print the state of the replica here in words",
@@ -192,11 +198,11 @@ _ROWS = (
     Command("role", "RES", _lazy("role"), "print the role of this host in a sentence",
             example="marsadm role data", **EACH),
     Command("cat", "FILE...", _lazy("cat"), "print files with time stamps as dates",
-            example="marsadm cat /run/mars/marsd.log", **{**COMMON, "extra": (1, 99)}),
+            example="marsadm cat /run/mars/marsd.log", **{**_HERE, "extra": (1, 99)}),
     Command("dump-macros", "", _lazy("dump_macros"), "write the built-in macros to NAME.tpl files here",
-            needs="No file is written over.", example="marsadm dump-macros", **COMMON),
+            needs="No file is written over.", example="marsadm dump-macros", **_HERE),
     Command("dump-all-macros", "", _lazy("dump_all_macros"), "the same, and one for each value",
-            needs="No file is written over.", example="marsadm dump-all-macros", **COMMON),
+            needs="No file is written over.", example="marsadm dump-all-macros", **_HERE),
 )  # fmt: skip
 _ALIASES = (("show-state", "mars-state"), ("show-info", "mars-info"), ("role", "state"))
 COMMANDS = (

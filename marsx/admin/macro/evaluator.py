@@ -161,7 +161,7 @@ class Env:
         if text is None:
             found = self.machine.source.value(self.resource, name, args)
             if found is None:
-                raise UsageError(f"there is no macro or value '{name[:80]}'", "docs/views.md lists them")
+                raise UsageError(f"there is no macro or value '{name[:80]}'", "marsadm view-names lists them")
             return found
         own = {"0": name}
         own.update((str(nr), arg) for nr, arg in enumerate(args, 1))

@@ -98,6 +98,14 @@ def comm_status(look: Look, resource: str) -> str:
     return "".join(found)
 
 
+def names(look: Look, resource: str) -> list[str]:
+    """All values and built-in macros."""
+    from marsx.admin.views.macros import MACROS
+    from marsx.admin.views.table import all_values
+
+    return sorted([*MACROS, *all_values()])
+
+
 def _counted(name: str, short: str, of: Callable[..., list[str]], scope: str) -> tuple[Value, Value]:
     return (Value(name, "list", short, of, scope),
             Value(f"count-{name}", "number", f"number of {short}",
@@ -143,6 +151,7 @@ VALUES = (
             partial(default_mask, key=f"enabled-{line}-compressions"), "host") for line in ("log", "net")),
     *(Value(f"disabled-{line}-digests", "text", f"digests forbidden in the cluster: {line}",
             partial(default_mask, key=f"disabled-{line}-digests"), "host") for line in ("log", "net")),
+    Value("names", "list", "all names that view-NAME takes", names, "host"),
     Value("lamport-slip", "number", "seconds that Lamport time is ahead of the clock", lamport_slip, "host"),
     Value("comm-status", "text", "silent hosts, and what hosts say of themselves", comm_status, "host"),
 )  # fmt: skip

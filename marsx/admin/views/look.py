@@ -1,4 +1,7 @@
-"""One picture of the tree as one host sees it, with what was worked out of it, each thing once."""
+"""One picture of the tree, with what was worked out of it for one host, each thing once.
+
+That host is this one, or the one named by --host: what can only be seen on the spot is taken from its own words then.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ class Look:
     def __init__(self, ctx: Context, tree: View) -> None:
         self.ctx, self.tree = ctx, tree
         self.host = ctx.options.host or ctx.host
+        self.is_here = self.host == ctx.host
         self.names = frozenset(tree.resources)
         self.now_ns = ctx.clock_ns()
         self.window_ns = int(ctx.options.window * 1e9)
@@ -58,6 +62,8 @@ class Look:
 
     def files(self, resource: str) -> list[LogFile]:
         """The log files that lie here."""
+        if not self.is_here:
+            return []
         if resource not in self._files:
             self._files[resource] = self.ctx.store.log_files(resource)
         return self._files[resource]
@@ -84,16 +90,21 @@ class Look:
         return self.tree.alive(host, self.now_ns, self.window_ns)
 
     def device(self, resource: str) -> str:
-        """The device of the resource on this host."""
+        """Path of the device of the resource on the host."""
         return f"{self.ctx.paths.dev_dir}/{self.tree.device(resource, self.host) or resource}"
 
     def device_there(self, resource: str) -> bool:
-        """It exists here."""
-        return os.path.exists(self.device(resource))
+        """It exists; of another host as that says."""
+        return os.path.exists(self.device(resource)) if self.is_here else self.is_actual(resource, "is-primary")
 
     def disk_there(self, resource: str) -> bool:
-        """The data device exists here."""
-        return os.path.exists(self.tree.data(resource, self.host))
+        """The data device exists; of another host as that says."""
+        path = self.tree.data(resource, self.host)
+        return os.path.exists(path) if self.is_here else bool(path and self.tree.actsize(resource, self.host))
+
+    def daemon_there(self) -> bool:
+        """marsd runs; of another host: it was heard of."""
+        return self.ctx.daemon_there() if self.is_here else self.alive(self.host)
 
     @cached_property
     def _mounts(self) -> dict[str, tuple[Mount, ...]]:
@@ -102,5 +113,5 @@ class Look:
 
     def mount(self, resource: str) -> Mount | None:
         """Where the device is mounted here first."""
-        number = device_number(self.device(resource))
+        number = device_number(self.device(resource)) if self.is_here else ""
         return self._mounts.get(number, (None,))[0] if number else None

@@ -19,7 +19,7 @@ WORDS = (
     "diskstate", "replstate", "flags", "role", "todo-role", "primarynode", "commstate", "diskstate-1and1",
     "replstate-1and1", "flags-1and1", "role-1and1", "primarynode-1and1",
 )  # fmt: skip
-LEFT_OUT = ("wait-", "present-", "all-pretty-", "the-pretty-", "message", "resource-errors", "comm-status")
+LEFT_OUT = ("wait-", "present-", "all-pretty-", "the-pretty-", "message", "resource-errors", "comm-status", "names")
 
 
 def structure(ctx: Context, names: Iterable[str]) -> dict[str, object]:

@@ -134,7 +134,7 @@ VALUES = (
     Value("is-guest", "flag", "this host has only a device; there are no such hosts here", lambda look, res: False),
     Value("is-started", "flag", "marsd has said something about the replica",
           lambda look, res: bool(look.actual(res, "is-attached"))),
-    Value("is-module-loaded", "flag", "marsd runs here", lambda look, res: look.ctx.daemon_there(), "host"),
+    Value("is-module-loaded", "flag", "marsd runs here", lambda look, res: look.daemon_there(), "host"),
     Value("is-responsive", "flag", "marsd of this host has said something within --window", is_responsive, "host"),
     *(Value(f"todo-{word}", "flag", f"the switch is on: {'fetch' if word == 'connect' else word}",
             partial(is_wish, key=key)) for word, key in WISHES.items()),

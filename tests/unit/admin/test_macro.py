@@ -218,7 +218,7 @@ WORDS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(st.one_of(st.lists(WORDS, max_size=40).map("".join), st.text(max_size=60)))
 def test_no_text_breaks_it(text: str) -> None:
     """A text or a MarsError, whatever comes in, and never more than a text may have."""

@@ -296,6 +296,23 @@ def test_other_hosts(adm: Admin) -> None:
     assert adm("view-is-member data a")[0] == 2
 
 
+def test_host_option(adm: Admin) -> None:
+    """--host: as that host says of itself; nothing of this one is mixed in."""
+    Path(adm.tree.paths.dev_dir, "data").write_text("")
+    adm.control.running = False
+    assert " UpToDate Replicating DCASFR Primary a \n" in adm("view data --host=a")[1]
+    assert adm("view-is-module-loaded --host=a")[1] == "1\n" and adm("view-get-device data --host=a")[0] == 0
+    adm.tree.put("resource-data/actual-a/is-primary", "0")
+    assert adm("view-flags data --host=a")[1] == "dCASFR\n" and adm("view-flags data")[1] == "DCASFR\n"
+    assert adm("view data --host=z")[0] == 4 and adm("show data --host=a")[0] == 2
+
+
+def test_names(adm: Admin) -> None:
+    """What there is to see, without the page."""
+    names = adm("view-names")[1].split()
+    assert {"default", "flags", "is-primary", "wait-is-sync-off", "names"} <= set(names) and names == sorted(names)
+
+
 def test_show(adm: Admin) -> None:
     """PATH=VALUE lines, for scripts."""
     adm.tree.resource("other", "a")
@@ -393,7 +410,7 @@ def test_each_thing_is_worked_out_once(adm: Admin, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_page_lists_everything() -> None:
-    """docs/views.md has one line for each value and macro, as `python -m tools.viewspage` writes it."""
+    """docs/views.md has one line for each value and macro, as `make man` writes it."""
     from tools.viewspage import PAGE, tables
 
     assert PAGE.read_text(encoding="utf-8").partition("<!-- tables -->")[2].strip() == tables().strip()
