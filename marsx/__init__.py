@@ -23,6 +23,7 @@ Glossary. One word, one meaning; the code, the messages and the docs use only th
   grant       the fact by which the last producer passes on the right to append the next log
   wish, fact  tree entry written by marsadm; tree entry written by marsd of the host it speaks of
   tree        the symlinks below /mars
+  value       what `marsadm view-NAME` shows of one thing;  macro: a text over values, in a language of its own
   keeper      the parent process that holds descriptors;  worker: its child that does everything else
   room        a package of marsx
 """

@@ -2,7 +2,7 @@
 
 What lives here: the command line (`cli`), the table of commands with their help (`table`), what all commands
 share (`context`, `checks`, `waits`, `control_client`), and one module per family of commands: `cluster`,
-`resource`, `switches`, `roles`, `logs`, `view`.
+`resource`, `switches`, `roles`, `logs`, `view`. What can be seen is in the rooms `views` and `macro`.
 
 What it promises:
 * marsadm writes wishes only (`todo-*`, `primary`, `ips/*`, `removed-*`, ...). Whatever touches facts is a request on
