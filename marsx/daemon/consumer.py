@@ -178,7 +178,8 @@ class Consumer:
                     self.site.say(self.resource, "inf-fetch", f"fetching '{self.resource}' from {host}")
                     assert self.copy is not None
                     await fetch_logs(
-                        link, self.resource, self.copy, executor=self.site.executor, fetched=self._fetch_works
+                        link, self.resource, self.copy, executor=self.site.executor, fetched=self._fetch_works,
+                        bucket=self.site.fetch_bucket,
                     )
                 finally:
                     await link.close()

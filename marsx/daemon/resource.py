@@ -27,6 +27,7 @@ from marsx.daemon.facts import Publisher
 from marsx.daemon.plan import Local, Plan, grant_to, plan
 from marsx.daemon.producer import Producer
 from marsx.daemon.rates import Rates, counted
+from marsx.daemon.scrub import Scrub
 from marsx.daemon.site import Site
 from marsx.daemon.spans import stale_sync
 from marsx.daemon.syncing import Syncing
@@ -51,6 +52,7 @@ class Runner:
         self.publisher = Publisher(site.store, site.loop, resource, self.kick)
         self.stock = logsource.Stock()
         self.rates = Rates(site.store, resource, site.host, time.monotonic)
+        self.scrub = Scrub(self)
         self.disk_fd = -1
         self.device_path = ""
         self.producer: Producer | None = None
@@ -524,6 +526,7 @@ class Runner:
         if self.consumer is not None:
             self.consumer.publish()
         self.rates.tick(counted(self))
+        self.scrub.tick()
 
     async def users(self) -> list[str]:
         """Who uses the device now, as far as can be seen."""

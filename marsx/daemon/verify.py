@@ -177,11 +177,13 @@ class VerifyRun:
     """One verify of the replica on this host. `tell` gets `{"differs": ranges}`, `{"done", "size", ...}` and at the
     end nothing: the result is what `run` returns."""
 
-    def __init__(self, runner: Runner, wanted: Wanted, tell: Tell) -> None:
+    def __init__(self, runner: Runner, wanted: Wanted, tell: Tell, rate: Callable[[], int] | None = None) -> None:
+        """`rate`: KiB/s at each moment, instead of that of `wanted`."""
         self._runner = runner
         self._site = runner.site
         self._wanted = wanted
         self._tell = tell
+        self._rate = rate or (lambda: wanted.rate_kb)
         self._batch: Ranges = []
         self._size = 0
         self._differs = self._repaired = 0
@@ -256,7 +258,7 @@ class VerifyRun:
             settings = self._site.settings
             progress = await verify_resource(
                 link, self._wanted.resource, self._spans(consumer, "verify"), self._found,
-                executor=self._site.executor, rate_kb=lambda: self._wanted.rate_kb, progress=self._progress,
+                executor=self._site.executor, rate_kb=self._rate, progress=self._progress,
                 answer_timeout=float(settings.get("copy_timeout")), fly=settings.get("sync_fly"),
                 kind=KINDS[settings.get("sync_digest")])
         self._size, self._differs = progress.size, progress.differs
@@ -361,6 +363,7 @@ def tell_interrupted(runner: Runner) -> None:
 async def run_here(runner: Runner, wanted: Wanted, tell: Tell) -> dict[str, Any]:
     """One run, or round after round until cancelled. Lines of progress come by themselves."""
     while True:
+        await runner.scrub.stop()
         if wanted.continuous and not wanted.rate_kb:
             wanted = Wanted(wanted.resource, wanted.host, wanted.repair, True, QUIET_KB)
         run = VerifyRun(runner, wanted, tell)

@@ -209,7 +209,8 @@ class Worker:
     async def _start_server(self) -> None:
         services: dict[str, Service] = {
             "tree": self.exchange.service,
-            "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor),
+            "fetch": fetch.FetchService(lambda res, peer: self._runner_for(res, peer).log_source(), self.executor,
+                                        bucket=self._served),
             "sync": sync.SyncService(self._span_source, self.executor, self._served, self._compress_level),
             "verify": VerifyService(self._span_source, self.executor, self._served),
             verify.ASK: verify.VerifyAsk(self),

@@ -33,6 +33,7 @@ from typing import Any, Protocol, TypeVar
 from marsx.base.errors import DamagedError
 from marsx.base.position import NAME_MAX, LogPos
 from marsx.peer import wire
+from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
 from marsx.peer.wire import PeerError, Reason, Type
@@ -209,11 +210,13 @@ async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
 
 class FetchService:
     """The `fetch` service for `server.Server`. `source_for(resource, peer)` gives a new LogSource, or raises MarsError
-    (unknown resource, peer is no member of it). `executor` runs what blocks."""
+    (unknown resource, peer is no member of it). `executor` runs what blocks, `bucket` limits what is sent."""
 
     def __init__(self, source_for: Callable[[str, Peer], LogSource],
-                 executor: concurrent.futures.Executor | None = None, window: int = WINDOW) -> None:
+                 executor: concurrent.futures.Executor | None = None, window: int = WINDOW,
+                 bucket: Bucket | None = None) -> None:
         self._source_for = source_for
+        self._bucket = bucket or Bucket(lambda: 0)
         self._executor = executor
         self._window = window
 
@@ -235,7 +238,7 @@ class FetchService:
                 await link.send(Type.FETCH_NO, {"reason": verdict.reason, "text": verdict.text[:500]})
             assert verdict.offer is not None
             await link.send(Type.FETCH_OK, verdict.offer.header(), b"" if start.log_id else verdict.header)
-            stream = _Push(link, source, start, self._executor, self._window)
+            stream = _Push(link, source, start, self._executor, self._window, self._bucket)
             await _first_of(stream.push(), stream.acks())
         except PeerError as error:
             if error.reason is not Reason.CLOSED:
@@ -250,8 +253,9 @@ class _Push:
     POS 0 of that log."""
 
     def __init__(self, link: Link, source: LogSource, start: Start, executor: concurrent.futures.Executor | None,
-                 window: int) -> None:
+                 window: int, bucket: Bucket) -> None:
         self._link = link
+        self._bucket = bucket
         self._source = source
         self._executor = executor
         self._window = window
@@ -274,6 +278,7 @@ class _Push:
             data = await run_blocking(self._executor, self._source.read, *here, room)
             if data:
                 assert len(data) <= room
+                await self._bucket.take(len(data))
                 await self._link.send(Type.FETCH_DATA, {"nr": self._nr, "pos": self._pos}, data)
                 self._pos += len(data)
                 self._sent += len(data)
@@ -329,14 +334,15 @@ async def ask(link: Link, resource: str, start: Start) -> tuple[Offer, bytes]:
 
 async def fetch_logs(link: Link, resource: str, sink: LogSink, *, executor: concurrent.futures.Executor | None = None,
                      fetched: Callable[[int, str, int], None] | None = None,
-                     enough: Callable[[], bool] = lambda: False, patience: float | None = None) -> None:
+                     enough: Callable[[], bool] = lambda: False, patience: float | None = None,
+                     bucket: Bucket | None = None) -> None:
     """Fetch until `enough()`, until cancelled, or until something is wrong; `fetched(nr, producer, pos)` is told each
     new position. `patience`: something has to come within so many seconds each time (None: the source waits for its
-    writers).
+    writers). `bucket` limits what comes: what is fetched is acknowledged, and so more of it sent, only in its time.
 
     Raises PeerError: SPLIT, MISSING, BEHIND (what the source says to our start), or how the connection ended; or what
     the sink raised. The link is the caller's to close."""
-    stream = _Pull(link, sink, executor, fetched)
+    stream = _Pull(link, sink, executor, fetched, bucket or Bucket(lambda: 0))
     await stream.open(resource)
     while not enough():
         stream.take(await link.recv(patience))
@@ -350,8 +356,9 @@ class _Pull:
     """One stream at its sink: `_held` are the bytes from the fetched position on."""
 
     def __init__(self, link: Link, sink: LogSink, executor: concurrent.futures.Executor | None,
-                 fetched: Callable[[int, str, int], None] | None) -> None:
+                 fetched: Callable[[int, str, int], None] | None, bucket: Bucket) -> None:
         self._link = link
+        self._bucket = bucket
         self._sink = sink
         self._executor = executor
         self._fetched = fetched
@@ -402,6 +409,7 @@ class _Pull:
         self._need = fed.need
         if done:
             self._pos = fed.end
+            await self._bucket.take(done)
             await self._report()
 
     async def _turn(self, frame: wire.Frame) -> None:

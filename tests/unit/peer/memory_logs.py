@@ -183,15 +183,16 @@ class Sink:
 class Stream:
     """Source and sink coroutines running over a pair of links."""
 
-    def __init__(self, peers, source, sink, **options) -> None:
+    def __init__(self, peers, source, sink, limit=None, **options) -> None:
         self.peers, self.source, self.sink, self.options = peers, source, sink, options
+        self.limit = limit
         self.fetched: list = []
 
     async def __aenter__(self) -> Stream:
         self.left, self.right = await self.peers.link_pair()
         service = FetchService(lambda resource, peer: self.source, **self.options)
         self.serving = asyncio.create_task(self._serve(service))
-        self.fetching = asyncio.create_task(fetch_logs(self.right, RESOURCE, self.sink,
+        self.fetching = asyncio.create_task(fetch_logs(self.right, RESOURCE, self.sink, bucket=self.limit,
                                                        fetched=lambda *at: self.fetched.append(at)))
         return self
 

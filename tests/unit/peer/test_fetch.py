@@ -10,6 +10,7 @@ from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos
 from marsx.peer import fetch, wire
 from marsx.peer.fetch import CHUNK, FetchService, Offer, Start, fetch_logs
+from marsx.peer.limit import Bucket
 from marsx.peer.wire import PeerError, Reason, Type
 from tests.unit.peer.memory_logs import BLOCK, PEER, RESOURCE, Sink, Source, Stream, group
 
@@ -322,4 +323,39 @@ def test_over_tls_between_two_hosts(run, hosts, peers):
             await asyncio.gather(fetching, return_exceptions=True)
             await link.close()
         assert source.closed == 1
+    run(work())
+
+
+class Closed(Bucket):
+    """Lets so many bytes pass until it is opened."""
+
+    def __init__(self, passes: int) -> None:
+        super().__init__(lambda: 0)
+        self.passes = passes
+        self.asked = 0
+        self.open = asyncio.Event()
+
+    async def take(self, amount: int) -> None:
+        self.asked += amount
+        if self.asked > self.passes:
+            await self.open.wait()
+
+
+@pytest.mark.parametrize("at_source", [True, False])
+def test_both_ends_keep_their_limit(run, peers, at_source):
+    """What the source may not send stays there; what the sink may not receive is not acknowledged, so that not more
+    than a window of it is on its way."""
+    async def work():
+        source, sink, limit = Source(), Sink(), Closed(2 * CHUNK)
+        for number in range(12):
+            source.append(group(random.Random(number), CHUNK - 4096))
+        options = {"bucket": limit} if at_source else {"limit": limit}
+        async with Stream(peers, source, sink, window=4 * CHUNK, **options) as stream:
+            await peers.until(lambda: limit.asked > limit.passes)
+            await asyncio.sleep(0.05)
+            assert not sink.same(source) and stream.right.bytes_in < 7 * CHUNK
+            assert not source.acks or source.acks[-1][2] <= 2 * CHUNK
+            limit.open.set()
+            await stream.caught_up()
+            await peers.until(lambda: limit.asked >= 12 * (CHUNK - 4096))
     run(work())
