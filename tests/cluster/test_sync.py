@@ -1,5 +1,7 @@
 """A full sync on real hosts that is disturbed in every way goes on where it stood; limits of slots and of bandwidth."""
 
+import os
+import subprocess
 import time
 
 import pytest
@@ -56,8 +58,8 @@ class Watched:
 
 
 def test_goes_on_where_it_stood(slow, tmp_path):
-    """Rules 14, 15: pause, kill of either worker, a cut line, all under writes: syncstatus never goes back, the replica
-    is not consistent before the end, and equal after it."""
+    """Rules 14, 15: pause, kill of either worker and of a whole marsd, a cut line, all under writes: syncstatus never
+    goes back, the replica is not consistent before the end, and equal after it."""
     hosts = slow("ab")
     a, b = hosts
     synced = Watched(b)
@@ -72,6 +74,11 @@ def test_goes_on_where_it_stood(slow, tmp_path):
         b.run("marsadm resume-sync data")
         synced.go_on()
         b.kill9_worker()
+        synced.go_on()
+        b.kill9_keeper()
+        b.wait(lambda: not b.pids(), what="marsd to die with its keeper")
+        b.marsd_start()
+        tune(b, CLIENT, 3000)
         synced.go_on()
         a.kill9_worker()
         synced.go_on()
@@ -142,3 +149,65 @@ def test_limits_of_slots_and_bandwidth(cluster):
     assert max(end.values()) - began > 3.5
     for name in ("one", "two"):
         b.run(f"marsadm verify {name}")
+
+
+def received(host: Host) -> int:
+    """Bytes that came in over the host's line."""
+    return int(host.path("/sys/class/net/eth0/statistics/rx_bytes").read_text())
+
+
+def enlarge(host: Host, size: int) -> None:
+    """`lvresize` on this host; the new part holds noise of its own."""
+    with open(host.data.file, "r+b") as file:
+        old = file.seek(0, os.SEEK_END)
+        file.write(os.urandom(size - old))
+        file.flush()
+        os.fsync(file.fileno())
+    subprocess.run(["losetup", "--set-capacity", host.data_device], check=True, timeout=20)
+
+
+def test_growth_syncs_only_what_is_new(pair):
+    """Rule 14 after `resize`: the new part moves, the old one is not even looked at; the replica is not consistent
+    meanwhile, and equal after it."""
+    hosts = pair(data_size=32 * MIB)
+    a, b = hosts
+    a.run("dd if=/dev/urandom of=/dev/mars/data bs=1M count=32 oflag=direct conv=fsync status=none")
+    scenario.wait_equal(a, b, "data")
+    b.run(["dd", "if=/dev/urandom", f"of={b.data_device}", "bs=4096", "count=1", "seek=1000", "oflag=direct",
+           "conv=notrunc", "status=none"])
+    for host in hosts:
+        enlarge(host, 48 * MIB)
+        host.wait(lambda host=host: int(host.link(f"resource-data/actsize-{host.name}") or 0) == 48 * MIB,
+                  what="marsd to see the larger device")
+    tune(b, CLIENT, 8000)
+    before = received(b)
+    a.run("marsadm resize data")
+    b.wait(lambda: scenario.size(b, "data") == 48 * MIB, what="the new size")
+    synced = [scenario.synced(b, "data")]
+    assert not scenario.fully_synced(b, "data") and b.run("marsadm view-is-consistent data").stdout.strip() == "0"
+    b.wait(lambda: synced.append(scenario.synced(b, "data")) or scenario.fully_synced(b, "data"), 90, "the sync")
+    assert min(synced) >= 32 * MIB
+    assert 16 * MIB < received(b) - before < 20 * MIB
+    done = b.run("marsadm verify data", check=False)
+    assert (done.returncode, done.stdout.split()) == (1, [str(1000 * 4096), "4096"])
+
+
+def test_a_slow_line_is_compressed_where_that_pays(pair):
+    """On 40 Mbit/s: text takes less than half its size, noise no more than its own; both become equal."""
+    hosts = pair(data_size=16 * MIB)
+    a, b = hosts
+    scenario.wait_equal(a, b, "data")
+    hosts.net.shape("b", "40mbit")
+    took = {}
+    for name, source in (("text", "yes 'one more line of text' | head -c 12M"), ("noise", "head -c 12M /dev/urandom")):
+        b.run("marsadm down data")
+        a.run(["sh", "-c", f"{source} | dd of=/dev/mars/data bs=64k iflag=fullblock oflag=direct conv=fsync"])
+        a.run("marsadm log-rotate data")
+        b.run("marsadm up data")
+        scenario.wait_caught_up(a, b, "data")
+        b.run(["dd", "if=/dev/zero", f"of={b.data_device}", "bs=1M", "count=12", "oflag=direct", "conv=notrunc"])
+        before = received(b)
+        b.run("marsadm invalidate data")
+        scenario.wait_equal(a, b, "data")
+        took[name] = received(b) - before
+    assert took["text"] < 6 * MIB and 12 * MIB < took["noise"] < 14 * MIB, took

@@ -101,3 +101,27 @@ def test_goes_round_until_interrupted_and_survives_its_worker(pair):
     assert f"{77 * 4096} 4096" in out.splitlines() and "32.0 MiB compared, all equal" in err, (out, err)
     assert child.returncode not in (0, 1), "a verify that was cut off proves nothing"
     b.wait(lambda: fact(b, "state") == "stopped", what="the end to be told")
+
+
+def test_scrub_goes_by_itself_and_lets_people_first(pair):
+    """verify_scrub_kb: damage is found and told in the tree without a command; who asks for a verify meanwhile gets
+    it; a replica that differs is left as it is until it is repaired."""
+    hosts = pair(data_size=32 * MIB)
+    a, b = hosts
+    scenario.wait_equal(a, b, "data")
+    rate = b.path("/run/mars/sys/verify_scrub_kb")
+    assert rate.read_text().strip() == "0" and not fact(b, "state")
+    rate.write_text("500\n")
+    b.wait(lambda: fact(b, "state") == "running", what="the scrub to begin")
+    damage(b, 40)
+    assert verify(b)[:2] == (1, [(40 * 4096, 4096)])
+    assert "4096 bytes differ from a" in b.run("mars-status").stdout
+    assert verify(b, "--repair")[0] == 1
+    assert fact(b, "state") == "repaired"
+    damage(b, 50)
+    b.kill9_worker()  # a new worker begins the next round at once
+    b.wait(lambda: fact(b, "state") == "running", 90, "the scrub to begin again")
+    rate.write_text("200000\n")
+    b.wait(lambda: fact(b, "state") == "differs", 90, "the scrub to find the damage")
+    assert fact(b, "differs") == "4096"
+    scenario.wait_caught_up(a, b, "data")
