@@ -127,10 +127,12 @@ class Context:
     def progress(self, text: str) -> None:
         """What is waited for: on a terminal one line that is written over ("" takes it away), else a line a change."""
         out = self._err or sys.stderr
+        if text == self._line:
+            return
         if not out.isatty():
-            if text and text != self._line:
+            if text:
                 print(printable(f"  waiting: {text}"), file=out, flush=True)
-        elif text or self._line:
+        else:
             import shutil
 
             width = max(20, shutil.get_terminal_size().columns - 1)

@@ -170,7 +170,7 @@ def resize(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
     require_member(view, resource, ctx.host)
     if view.designated(resource) != ctx.host or view.actual(resource, ctx.host, "is-primary") != "1":
         primary = view.designated(resource) or "nobody"
-        raise PreconditionError(f"{resource}: {ctx.host} is not the primary, it is {primary}", "run it on the primary")
+        raise PreconditionError(f"{resource}: {ctx.host} is not its primary, {primary} is", "run it on the primary")
     size = _wanted_size(args[0]) if args else 0
     if size % checks.BLOCK:
         raise UsageError(f"size {size} is not a multiple of {checks.BLOCK}")

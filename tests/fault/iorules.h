@@ -82,7 +82,8 @@ static int io_errno_of(const char *name)
 {
     static const struct { const char *name; int code; } known[] = {
         {"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EDQUOT", EDQUOT}, {"EROFS", EROFS}, {"EINTR", EINTR}, {"ENOMEM", ENOMEM},
-        {"EINVAL", EINVAL}, {"EOPNOTSUPP", EOPNOTSUPP}, {"EACCES", EACCES}, {"ENOENT", ENOENT}, {"EMFILE", EMFILE}, {"ENODATA", ENODATA}};
+        {"EINVAL", EINVAL}, {"EOPNOTSUPP", EOPNOTSUPP}, {"EACCES", EACCES}, {"ENOENT", ENOENT}, {"EMFILE", EMFILE},
+        {"ENODATA", ENODATA}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0)
             return known[i].code;

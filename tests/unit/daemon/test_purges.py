@@ -36,8 +36,8 @@ def worker(tmp_path: Path) -> Any:
     async def exclusive() -> Any:
         yield
 
-    async def blocking(call: Any) -> Any:
-        return call()
+    async def blocking(call: Any, *args: Any) -> Any:
+        return call(*args)
 
     runner = SimpleNamespace(resource=R, trouble="", exclusive=exclusive, kick=lambda: None, producer=None)
     site = SimpleNamespace(host="a", store=store, lamport=lamport, blocking=blocking,
