@@ -36,10 +36,16 @@ def primary(ctx: Context, resource: str, args: tuple[str, ...]) -> Phases:
     view = ctx.view()
     require_member(view, resource, ctx.host)
     if view.designated(resource) == ctx.host:
+        _check_attach(view, resource, ctx.host)
         return _wait_device(ctx, resource)
     if ctx.options.force:
         return _forced(ctx, resource)
     return _planned(ctx, resource)
+
+
+def _check_attach(view: View, resource: str, host: str) -> None:
+    if not view.todo(resource, host, "attach"):
+        raise PreconditionError(f"{resource}: the switch attach is off here", f"first: marsadm attach {resource}")
 
 
 def _planned(ctx: Context, resource: str) -> Iterator[None]:
@@ -214,8 +220,7 @@ def check_forced(ctx: Context, view: View, resource: str) -> None:
         raise PreconditionError(
             f"{resource}: primary --force needs a disconnected replica", f"first: marsadm disconnect {resource}"
         )
-    if not view.todo(resource, host, "attach"):
-        raise PreconditionError(f"{resource}: the switch attach is off here", f"first: marsadm attach {resource}")
+    _check_attach(view, resource, host)
     _check_own_data(ctx, view, resource)
     accepted = _accepted(ctx.options.accept_position)
     here = state.fetched(view, resource, host)

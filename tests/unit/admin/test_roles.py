@@ -119,6 +119,15 @@ def test_already_primary(adm: Admin) -> None:
     assert code == 0 and adm.tree.all() == before and "a is primary" in out
 
 
+def test_designated_but_detached(adm: Admin) -> None:
+    """The device cannot come while attach is off: refused at once."""
+    adm.host = "a"
+    adm.tree.put("resource-data/todo-a/attach", "0")
+    before = adm.tree.all()
+    code, _, err = adm("primary data")
+    assert code == 3 and "attach is off" in err and adm.tree.all() == before
+
+
 @pytest.mark.parametrize(
     ("rel", "value", "text"),
     [
