@@ -14,7 +14,7 @@ Invariants (checked where they could break; a violation stops the volume):
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 from libc.errno cimport EIO, ENOSPC, ENOMEM
 from format cimport *
 from log cimport *
@@ -376,36 +376,55 @@ cdef class Volume(Log):
         return rc
 
     cdef int fill(self, Window w, Cursor c, uint64_t limit) noexcept nogil:
-        cdef uint64_t v = self.writeback, n, log_end
-        cdef int rc, groups = 0
-        while v < limit and not w.full():
-            rc = self.at_log(c, v, groups == 0, &log_end)
-            if rc < 0:
-                return rc
-            if v == log_end or w.used + MARS_BLOCK > w.cap:
-                break
-            rc = self.get_bytes(w.buf + w.used, v, MARS_BLOCK)
-            if rc < 0:
-                return self.unreadable(rc)
-            n = (<const mars_group_header *>(w.buf + w.used)).length
-            if n < MARS_BLOCK or n > MARS_MAX_GROUP or n % MARS_BLOCK or n > limit - v:
-                return NOT_VALID
-            if w.used + n > w.cap:
-                if w.used:
+        """Groups from the write-back position on, up to address `limit` and the end of their log. Their number,
+        NOT_VALID or a negative errno."""
+        cdef uint64_t v = self.writeback, stop
+        cdef int rc, more = 1
+        if v >= limit:
+            return 0
+        rc = self.at_log(c, v, 1, &stop)
+        if rc < 0:
+            return rc
+        if stop > limit:
+            stop = limit
+        while v < stop and not w.full():
+            rc = w.take_group(w.taken, w.filled - w.taken, c)
+            if rc == MARS_SCAN_SHORT:
+                more = self.fill_more(w, v, stop)
+                if more <= 0:
                     break
-                rc = w.reserve(n)
-                if rc < 0:
-                    return rc
-                continue
-            rc = self.get_bytes(w.buf + w.used + MARS_BLOCK, v + MARS_BLOCK, n - MARS_BLOCK)
-            if rc < 0:
-                return self.unreadable(rc)
-            rc = w.take_group(w.used, n, c)
-            if rc != MARS_SCAN_OK:
+            elif rc != MARS_SCAN_OK:
                 return rc if rc < 0 else NOT_VALID
-            v += n
-            groups += 1
-        return groups
+            v = self.writeback + w.log_bytes
+        return more if more < 0 else <int>w.groups
+
+    cdef int fill_more(self, Window w, uint64_t v, uint64_t stop) noexcept nogil:
+        """The next log bytes behind those that the window has not taken yet; v: address of the first of these. 1; 0
+        when the group at v has no room in this window; NOT_VALID or a negative errno."""
+        cdef uint64_t have = w.filled - w.taken, need = MARS_BLOCK, want = PART
+        cdef int rc
+        if v + have >= stop:
+            return NOT_VALID                            # a group that is longer than what is durable
+        memmove(w.buf + w.used, w.buf + w.taken, have)
+        w.taken = w.used
+        w.filled = w.used + have
+        if have >= MARS_BLOCK:                          # the header of that group is sound
+            need = (<const mars_group_header *>(w.buf + w.taken)).length
+        if w.used + need > w.cap:
+            if w.groups:
+                return 0
+            rc = w.reserve(need)
+            w.filled = w.taken
+            return 1 if rc == 0 else rc
+        if w.hurry and w.quick < want:                  # a short window: no more than it takes
+            want = w.quick & ~<uint64_t>(MARS_BLOCK - 1)
+        if want > stop - v - have:
+            want = stop - v - have
+        if want > w.cap - w.filled:
+            want = w.cap - w.filled
+        rc = self.get_bytes(w.buf + w.filled, v + have, want)
+        w.filled += want
+        return 1 if rc == 0 else self.unreadable(rc)
 
     cdef int unreadable(self, int rc) noexcept nogil:
         """The log on the disk has a hole: what comes behind it could not be recovered, so nothing more is accepted."""

@@ -38,5 +38,6 @@ cdef class Volume(Log):
     cdef int at_log(self, Cursor c, uint64_t v, int first, uint64_t *end) noexcept nogil
     cdef int fill(self, Window w, Cursor c, uint64_t limit) noexcept nogil
     cdef int unreadable(self, int rc) noexcept nogil
+    cdef int fill_more(self, Window w, uint64_t v, uint64_t stop) noexcept nogil
     cdef int get_bytes(self, uint8_t *to, uint64_t v, uint64_t n) noexcept nogil
     cdef int forget(self, Window w, uint64_t end) noexcept nogil
