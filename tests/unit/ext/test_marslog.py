@@ -230,6 +230,19 @@ def test_when_write_back_is_due(make_rig):
     assert found == [2 * BLOCK]
 
 
+def test_write_back_that_rests_is_woken(make_rig):
+    """It waits for nothing to write back as long as it may; the first data that become durable end that."""
+    rig, never = make_rig(), 10**6
+    found: list[int] = []
+    waiting = rig.spawn(lambda: found.append(rig.volume.wait_work(1, never, never)))
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    rig.write(0, b"w" * 4096)
+    rig.volume.sync_now()
+    waiting.join(20)
+    assert found == [2 * BLOCK]
+
+
 def test_known_uniques_are_answered_only(make_rig):
     """Rule 11: a request sent again that the recovered logs hold is answered, not logged; the same number without the
     mark of a resend is a new request."""
