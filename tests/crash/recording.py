@@ -28,9 +28,10 @@ POWER_STATE = 40                    # not one of the simple ones
 TOP = Path(__file__).resolve().parents[2]
 SLOW = ("write *log-0* p={p} delay=0..2", "fdatasync *log-0* p={p} delay=0..8", "write */disk p={p} delay=0..1",
         "fdatasync */disk p={p} delay=0..2", "fsync * p={p} delay=0..1")
-FAULTY = 0.3                        # share of the phases in which a disk fails or is full
-FAULTS = ("fdatasync *log-0* nth={n} EIO", "fdatasync,fsync */mars/* nth={n} EIO", "write *log-0* nth={n} EIO",
-          "write */disk nth={n} EIO", "fdatasync */disk nth={n} EIO", "fallocate *log-0* p=0.3 ENOSPC",
+FAULTY = 0.4                        # share of the phases in which a disk fails or is full
+FAULTS = ("fdatasync *log-0* {n} EIO", "fdatasync,fsync *log-0* {n} EIO", "fdatasync,fsync */mars/* {n} EIO",
+          "write *log-0* {n} EIO",
+          "write */disk {n} EIO", "fdatasync */disk {n} EIO", "fallocate *log-0* p=0.3 ENOSPC",
           "open,link,rename *log-0* p=0.5 ENOSPC", "write *log-0* p=0.03 ENOSPC", "symlink * p=0.05 ENOSPC")
 
 
@@ -111,7 +112,8 @@ class _Maker:
         faulty, sound = self.rng.random() < FAULTY, len(slow)
         if faulty:
             chosen = self.rng.sample(FAULTS, self.rng.choice((1, 1, 2)))
-            slow += [line.format(n=self.rng.randrange(3, 60)) for line in chosen]
+            slow += [line.format(n=f"{self.rng.choice(('nth', 'from', 'from'))}={self.rng.randrange(3, 60)}")
+                     for line in chosen]
         self.rules.set(*slow)
         Path(f"{self.rules.path}.hits").unlink(missing_ok=True)
         env = iolayer.environment(iolayer.build(), rules=self.rules.path, record=record, roots=[self.root],

@@ -18,8 +18,8 @@ TOP = Path(__file__).resolve().parents[2]
 HANGS_S = 120                       # at least; more where the sound tests take longer
 BASE_S = 1800
 PYTEST = ("-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider")
-STATES = ("-m", "tests.crash.run", "--jobs", "2", "--states", "8000", "--seconds", "900", "--cuts", "0.3", "--kinds")
-STATES_S = 1200
+STATES = ("-m", "tests.crash.run", "--jobs", "2", "--states", "16000", "--seconds", "900", "--cuts", "0.1", "--kinds")
+STATES_S = 1500
 # A header is compiled into these extensions as far as the tests of the table need them.
 BUILDS = {"ext/commit.h": ["marslog"], "ext/flush.h": ["marslog"], "ext/space.h": ["marslog"],
           "ext/log.h": ["marslog", "marsshadow"], "ext/format.h": ["marsscan"], "ext/shadow.h": []}
