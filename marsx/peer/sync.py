@@ -67,7 +67,7 @@ from marsx.peer.wire import PeerError, Reason, Type
 
 SERVICE = "sync"
 ANSWER_TIMEOUT = 180.0  # tunable copy_timeout
-SAVE_SECONDS = 1.0
+SAVE_SECONDS, SAVE_SECONDS_MAX, SAVE_SHARE = 1.0, 20.0, 10
 SAVE_BYTES = 1024 * 1024 * 1024
 # So many requests of one link are in work at the source; the rest waits in the line.
 SLOTS = 32
@@ -410,13 +410,17 @@ class _Sync(Asking):
     # Progress
 
     async def _save_now_and_then(self) -> None:
+        """Every second; less often where a flush takes so long that the sync would feel it."""
+        loop, pause = asyncio.get_running_loop(), SAVE_SECONDS
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SAVE_SECONDS):
+                async with asyncio.timeout(pause):
                     await self._much.wait()
             self._much.clear()
             if self._prefix.end > self._saved:
+                began = loop.time()
                 await self._save()
+                pause = min(SAVE_SECONDS_MAX, max(SAVE_SECONDS, SAVE_SHARE * (loop.time() - began)))
 
     async def _save(self, last: bool = False) -> None:
         """syncstatus := what is counted now, after a flush. Equal spans need the flush as well: an earlier run may have

@@ -10,15 +10,6 @@ PLAN = f"{UNIT}/daemon/test_plan.py::test_plan"
 ROLES = f"{UNIT}/admin/test_roles.py"
 
 RULES_OF_MANY_HOSTS = (
-    # ---- 13: answers are held until what they show is durable
-    Mutant("appended-before-the-read", 13, "marsx/peer/sync.py",
-           "        view = self._contents(request.ranges, buf)\n"
-           "        seen = self.source.appended()  # rule 13: asked for after the read\n",
-           "        seen = self.source.appended()\n        view = self._contents(request.ranges, buf)\n",
-           f"{SYNC}::test_appended_is_asked_for_after_the_read"),
-    Mutant("answers-are-not-held", 13, "marsx/peer/sync.py",
-           "        point = await self.source.durable(seen)", "        point = await self.source.durable(0)",
-           f"{SYNC}::test_an_answer_is_held_until_what_it_shows_is_durable"),
     # ---- 14: syncpos
     Mutant("syncpos-is-not-durable", 14, "marsx/daemon/spans.py",
            "[(paths.syncpos(self._resource, self._host), value)], make_durable=True)",

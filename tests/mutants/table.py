@@ -6,6 +6,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 from tests.mutants.shared import RULES_OF_MANY_HOSTS
 from tests.mutants.states import FOUND_BY_STATES
+from tests.mutants.sync_rules import SYNC_RULES
 
 FAULTS = "tests/unit/ext/test_log_faults.py::test_scenario"
 MARSLOG = "tests/unit/ext/test_marslog.py"
@@ -246,6 +247,7 @@ MUTANTS = (
     Mutant("dirty-length-is-not-durable", 12, "marsx/daemon/facts.py",
            "                durable.sync_links(directory, values)\n", "                pass\n",
            "tests/unit/daemon/test_facts.py::test_dirty_is_durable_before_it_returns"),
+    *SYNC_RULES,
     *RULES_OF_MANY_HOSTS,
     *FOUND_BY_STATES,
 )
