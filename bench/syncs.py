@@ -156,10 +156,15 @@ def by_reading(bench: Bench) -> float:
 Way = Callable[[Bench], float]
 
 
+def rounds(bench: Bench) -> int:
+    """Not more than two, or the group would last longer than three minutes on a machine that rests."""
+    return min(2, bench.options.rounds)
+
+
 def in_turns(bench: Bench, differ: Callable[[Bench], None], *ways: Way) -> list[tuple[float, float]]:
     """The same work by each way, in turns: medians of (MB/s of the device, bytes on the line)."""
     found: list[list[tuple[float, int]]] = [[] for _ in ways]
-    for _ in range(bench.options.rounds):
+    for _ in range(rounds(bench)):
         for way, results in zip(ways, found, strict=True):
             differ(bench)
             rest(bench)
@@ -227,7 +232,7 @@ def application(bench: Bench) -> None:
     """4k random write on the primary while a sync runs, against the same without; in turns."""
     for name, differ in (("equal data", nothing), ("all blocks differ", everything)):
         alone, beside, synced = [], [], []
-        for number in range(bench.options.rounds):
+        for number in range(rounds(bench)):
             differ(bench)
             rest(bench)
             alone.append(write_rate(bench, number))

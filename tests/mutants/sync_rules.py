@@ -25,7 +25,7 @@ SYNC_RULES = (
     Mutant("span-is-written-before-syncpos", 14, SYNC,
            "            await self._high.reach(answer.point)\n            await self._write(data, zero, body)\n",
            "            await self._write(data, zero, body)\n            await self._high.reach(answer.point)\n",
-           f"{TEST}::test_order_of_a_run"),
+           f"{SIM_SYNC}[faked]"),
     Mutant("equal-spans-raise-no-syncpos", 14, SYNC,
            "            await self._high.reach(answer.point)\n            data, zero = spanio.differ_split",
            "            data, zero = spanio.differ_split",
