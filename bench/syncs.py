@@ -282,6 +282,9 @@ def huge_device(bench: Bench) -> None:
     bench.add("sync of 5 TiB of zeros", done / took / 1e6, "MB/s", f"the whole would take {HUGE / (done / took):.0f} s")
     bench.add("sync of 5 TiB, memory of both daemons at the end", seen[-1] / MIB, "MiB",
               f"at the beginning: {seen[0] / MIB:.0f} MiB", seen[-1] / seen[0], "<= 1.05")
+    told = int(b.run(f"marsadm view-sync-remain {RESOURCE}").stdout)
+    found = (HUGE - scenario.synced(b, RESOURCE)) / (done / took)
+    bench.add("sync of 5 TiB, remaining time as told", told, "s", f"by what was measured: {found:.0f} s", told / found)
 
 
 BIG = Group("huge", huge, (huge_device,))
