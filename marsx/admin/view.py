@@ -64,22 +64,21 @@ def _of_resources(ctx: Context, source: ViewSource, name: str, text: str | None,
     word, rest = (args[0], args[1:]) if args else ("all", ())
     names = resource_list(ctx.view(), word, ctx.host, False)
     framed = word == "all"
-    if framed:
-        _say(ctx, _frame(source, name, "header"))
+    parts = [_frame(source, name, "header")] if framed else []
     failed = []
     for resource in names:
         try:
             require_resource(ctx.view(), resource)
             if framed:
-                _say(ctx, _frame(source, name, "resource-header", resource))
-            _say(ctx, _text_of(source, name, text, resource, rest))
+                parts.append(_frame(source, name, "resource-header", resource))
+            parts.append(_text_of(source, name, text, resource, rest))
         except MarsError as error:
             failed.append(error)
             if len(names) > 1:
                 ctx.note(f"marsadm: {error.text}")
     if framed:
-        _say(ctx, _frame(source, name, "global"))
-        _say(ctx, _frame(source, name, "footer"))
+        parts += [_frame(source, name, "global"), _frame(source, name, "footer")]
+    _say(ctx, "\n".join(part.rstrip("\n") for part in parts if part.rstrip("\n")))
     if failed:
         _give_up(failed, len(names))
 

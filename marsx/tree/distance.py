@@ -34,6 +34,8 @@ class LogMap:
         """Where each log ends, as far as any member knows it."""
         self._tips: dict[str, LogPos] = {}
         self._numbers: dict[str, set[int]] = {}
+        self._replayed: dict[str, LogPos | None] = {}
+        self._fetched: dict[str, LogPos | None] = {}
         texts = view.version_texts(resource)
         for host in self.members:
             for nr, text in texts.get(host, {}).items():
@@ -60,11 +62,18 @@ class LogMap:
 
     def replayed(self, host: str) -> LogPos | None:
         """Everything before it is on the disk of `host`."""
-        found = self._view.replay(self._resource, host)
-        return found.pos if found else None
+        if host not in self._replayed:
+            found = self._view.replay(self._resource, host)
+            self._replayed[host] = found.pos if found else None
+        return self._replayed[host]
 
     def fetched(self, host: str) -> LogPos | None:
         """How far `host` has the log: what it says, what its links and its replay show, whichever is most."""
+        if host not in self._fetched:
+            self._fetched[host] = self._look_fetched(host)
+        return self._fetched[host]
+
+    def _look_fetched(self, host: str) -> LogPos | None:
         said = self._view.fetched(self._resource, host)
         places = (said.pos if said else None, self.tip(host), self.replayed(host))
         return max((pos for pos in places if pos), default=None)

@@ -21,6 +21,7 @@ from marsx.base.errors import MarsError, TimeoutExpired, UsageError
 STEPS_MAX = 2_000_000
 DEPTH_MAX = 60
 SIZE_MAX = 1 << 20
+_NOTHING = ("",)
 LIMITS_HINT = "the limits stand in docs/views.md"
 
 
@@ -77,12 +78,12 @@ class Machine:
         self._steps = 0
 
     def step(self) -> None:
-        """One more call; LimitError or TimeoutExpired when that was too much."""
+        """One more call; LimitError or TimeoutExpired, looked at each 1024 of them, when that was too much."""
         self._steps += 1
-        if self._steps > STEPS_MAX:
-            raise LimitError(f"the macro takes more than {STEPS_MAX} steps", f"does a loop end? {LIMITS_HINT}")
         if not self._steps & 1023:
             self.left()
+            if self._steps > STEPS_MAX:
+                raise LimitError(f"the macro takes more than {STEPS_MAX} steps", f"does a loop end? {LIMITS_HINT}")
 
     def left(self) -> float:
         """Seconds until --timeout; TimeoutExpired when there are none."""
@@ -142,7 +143,7 @@ class Env:
         self.machine.step()
         found = self.machine.functions.get(node.name)
         if found is None:
-            return self.value(node.name, [self.expand(arg) for arg in node.args])
+            return self.value(node.name, [] if node.args == _NOTHING else [self.expand(arg) for arg in node.args])
         least, most, function = found
         if not least <= len(node.args) <= most:
             self.fail(f"%{node.name}: {len(node.args)} arguments are too {'few' if len(node.args) < least else 'many'}")
