@@ -1,4 +1,4 @@
-"""The mutants of the rules that speak of more than one host (14 to 29; sync and verify: sync_rules.py). See table.py."""
+"""The mutants of the rules that speak of more than one host (14 to 29; more of sync: sync_rules.py). See table.py."""
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant

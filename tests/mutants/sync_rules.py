@@ -41,7 +41,7 @@ SYNC_RULES = (
     # ---- 15: bounds, late answers, progress
     Mutant("replay-knows-no-bound", 15, SYNC,
            "            while not self._sink.set_bound(fetched):", "            while False:",
-           f"{TEST}::test_one_changed_block_moves_one_block"),
+           f"{TEST}::test_order_of_a_run"),
     Mutant("replay-knows-no-bound-found-by-search", 15, SYNC,
            "            while not self._sink.set_bound(fetched):", "            while False:",
            f"{SIM_SYNC}[pauses]", ((SYNC, "            self._sink.set_bound(lowest)\n", "            pass\n"),)),
@@ -79,6 +79,6 @@ SYNC_RULES = (
            ((VERIFY, "        mine = own_digests(self._sink.read, ranges, self._shape.block",
              "        upto = self._sink.begun()\n"
              "        mine = own_digests(self._sink.read, ranges, self._shape.block"),)),
-    Mutant("touched-blocks-differ", 17, VERIFY,
+    Mutant("touched-blocks-differ-found-by-search", 17, VERIFY,
            "(again if marks[(at - start) // block] else sure)", "sure", f"{SIM_VERIFY}[usual]"),
 )
