@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.null_paths import NullPath, build_server
-from bench.rig import MIB, RESOURCE, Bench, Group, Options, fill
+from bench.rig import MIB, RESOURCE, Bench, Group, Options, fill, written_disk
 from tools import scenario
 from tools.hosts import Cluster, HostError
 from tools.loops import Loop
@@ -33,8 +33,8 @@ def elsewhere(options: Options) -> Iterator[Bench]:
         for name in ("data", "raw", "path"):
             loops[name] = Loop(folder / name, options.size)
             stack.callback(loops[name].close)
-        cluster = stack.enter_context(Cluster(["a"], Path(options.pyz).resolve(), 16 * MIB, mars_size=7168 * MIB,
-                                              where="/dev/shm"))
+        mars = stack.enter_context(written_disk(7168 * MIB, "/dev/shm"))
+        cluster = stack.enter_context(Cluster(["a"], Path(options.pyz).resolve(), 16 * MIB, mars_device=mars))
         a = cluster["a"]
         for loop in loops.values():
             fill(a, loop.path)

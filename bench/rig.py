@@ -14,9 +14,11 @@ is awaited, so that no side pays for another.
 import json
 import os
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from bench import report
 from bench.report import Row
 from tools import scenario
 from tools.hosts import MIB, Cluster, Host, HostError
+from tools.loops import Loop
 
 TOP = Path(__file__).resolve().parent.parent
 RESOURCE = "data"
@@ -134,6 +137,21 @@ def fill(host: Host, device: str, seconds: int = 600) -> None:
     """Write every block once with bytes that do not compress: overwriting written space is the ordinary case."""
     host.run(["fio", "--name=fill", f"--filename={device}", "--rw=write", "--bs=1m", "--iodepth=4", "--direct=1",
               "--ioengine=libaio", "--refill_buffers", "--end_fsync=1", "--output-format=json"], timeout=seconds)
+
+
+@contextmanager
+def written_disk(size: int, where: str | None = None) -> Iterator[str]:
+    """A loop device over a file whose blocks are all there, as those of a disk are: a log on a sparse file would pay
+    for making them, and what it is compared with would not."""
+    with tempfile.TemporaryDirectory(prefix="marsx-bench-", dir=where) as folder:
+        file = Path(folder) / "disk"
+        subprocess.run(["dd", "if=/dev/zero", f"of={file}", "bs=4M", f"count={size >> 22}", "oflag=direct",
+                        "status=none"], check=True)
+        loop = Loop(file)
+        try:
+            yield loop.path
+        finally:
+            loop.close()
 
 
 @dataclass

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.null_paths import NullPath, build_server
-from bench.rig import MIB, RESOURCE, Bench, Group, Options, Result, clock, fill, memory, process_time
+from bench.rig import MIB, RESOURCE, Bench, Group, Options, Result, clock, fill, memory, process_time, written_disk
 from tools import scenario
 from tools.hosts import Cluster, HostError
 
@@ -19,8 +19,8 @@ DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 @contextmanager
 def alone(options: Options) -> Iterator[Bench]:
     """One host, log and data on one disk, and the other sides on the same disk."""
-    with tempfile.TemporaryDirectory(prefix="marsx-bench-") as folder, \
-            Cluster(["a"], Path(options.pyz).resolve(), options.size, mars_size=32768 * MIB) as cluster:
+    with tempfile.TemporaryDirectory(prefix="marsx-bench-") as folder, written_disk(32768 * MIB) as mars, \
+            Cluster(["a"], Path(options.pyz).resolve(), options.size, mars_device=mars) as cluster:
         a = cluster["a"]
         twin, stored = a.add_device("twin.img", options.size).path, a.add_device("path.img", options.size).path
         for device in (a.data_device, twin, stored):

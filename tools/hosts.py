@@ -32,7 +32,7 @@ TOP = Path(__file__).resolve().parent.parent
 COMMANDS = ("marsadm", "marsd", "mars-status")
 MIB = 1 << 20
 TIMEOUT = 60.0
-MKFS = ("mkfs.ext4", "-q", "-F", "-I", "256", "-m", "0", "-E", "lazy_itable_init=1")
+MKFS = ("mkfs.ext4", "-q", "-F", "-I", "256", "-m", "0", "-E", "lazy_itable_init=1,nodiscard")
 
 
 class HostError(AssertionError):
