@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,9 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Where this run's note is. A worker of a parallel run has one of its own."""
     global _current
+    # Who starts us in the background of a script may have Ctrl-C ignored, and what we start would inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     notes = _notes(config)
     _current = notes / str(os.getpid()) if notes else None
     if hasattr(config, "workerinput"):
