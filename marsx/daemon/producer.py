@@ -7,7 +7,9 @@ replay links durable -> grant durable -> is-primary=0. A device in use ends noth
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
 import threading
 from functools import partial
@@ -28,6 +30,7 @@ from marsx.volume.primary import FAILURES, Primary
 LOG = messages.get("daemon.producer")
 # Short: a wish that is taken back meanwhile must not take the device away. The runner tries again every second.
 DETACH_PATIENCE_S = 0.3
+DROP_PATIENCE_S = 30.0
 MOVED_PAUSE_S = 0.005
 
 
@@ -103,7 +106,7 @@ class Producer:
                 "dev-attach", name=self.name, size=self.env.device_size, block_size=self.env.block_size
             )
         except MarsError:
-            await self.site.keeper.call("dev-drop", name=self.name)
+            await self._drop()
             raise
         LOG.info(
             "%s: device %s/%s is there (%s)", self.resource, self.site.paths.dev_dir, self.name, answer.get("loop")
@@ -218,9 +221,25 @@ class Producer:
             return [str(user) for user in answer["busy"]]
         if not await self.site.join(self._servers, 60.0):
             raise MarsError(f"{self.resource}: the device is gone but its connection does not end", "see marsd.log")
+        await self._drop()
         self.device = False
-        await self.site.keeper.call("dev-drop", name=self.name)
         return []
+
+    async def _drop(self) -> None:
+        """The keeper forgets the device, which is gone. Not while a child of its looks who uses it: that is waited
+        for."""
+        end = self.site.loop.time() + DROP_PATIENCE_S
+        while True:
+            try:
+                await self.site.keeper.call("dev-drop", name=self.name)
+                return
+            except MarsError as err:
+                code = getattr(err.__cause__, "errno", 0)
+                if code == errno.ENODEV:
+                    return
+                if code != errno.EBUSY or self.site.loop.time() > end:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def finish(self) -> tuple[LogPos, str]:
         """After the device is gone: end the log, write everything back, publish durably. MarsError when that cannot be
