@@ -1,7 +1,11 @@
 """A ledger writer that runs inside a host while a test does harm; stopped by the end of its standard input."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import write_ledger
@@ -43,11 +47,24 @@ class RunningWriter:
     def stop(self, timeout: float = 180) -> int:
         """End the writer, return its exit status (0 = no write failed)."""
         if self.status is None:
-            _, err = self.child.communicate(timeout=timeout)
+            self._end(timeout)
+            _, err = self.child.communicate(timeout=5)
             self.status = self.child.returncode
             if self.status not in (0, 1):
                 raise AssertionError(f"the writer itself failed: {err}")
         return self.status
+
+    def _end(self, timeout: float) -> None:
+        """No more input. nsenter stops itself when it hears that its child was stopped, which may be after both were
+        continued: so it is continued until it ends."""
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+        self.child.stdin = None
+        end = time.monotonic() + timeout
+        while self.child.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGCONT)
+            time.sleep(0.02)
 
     def __enter__(self) -> "RunningWriter":
         return self

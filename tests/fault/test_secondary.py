@@ -48,7 +48,7 @@ def test_disks_of_the_secondary_fail(faulty_pair, tmp_path):
         writer.go_on(100)
         ways.told(b, "sync")
         b.rules.set()
-        held = scenario.Version.newest(b, "data")
+        held = ways.settled(b, lambda: scenario.Version.newest(b, "data"))
         writer.go_on(200)
         assert scenario.Version.newest(b, "data") == held, "an fsync error was forgotten"
         assert writer.stop() == 0

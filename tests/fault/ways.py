@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import write_ledger
@@ -51,6 +52,20 @@ def quiet(host: Host) -> None:
     """No trouble is told any more."""
     host.wait(lambda: not [text for text in messages(host).splitlines() if not text.startswith("OK")], 30,
               "the end of the messages")
+
+
+def settled(host: Host, read: Callable[[], object]) -> object:
+    """A position that has stopped: links are written every logger_report_interval_s, so the last move may still be on
+    its way to the tree. Fails when it goes on moving."""
+    seen: list[object] = []
+
+    def same() -> bool:
+        time.sleep(3)
+        seen.append(read())
+        return seen[-1:] == seen[-2:-1]
+
+    host.wait(same, 30, "a position to stop moving")
+    return seen[-1]
 
 
 def until_failed(writer: RunningWriter) -> None:
