@@ -179,10 +179,12 @@ class Comeback:
             self._mending.start("mend", self._mend(env, upto), f"mend {self.resource}")
 
     async def _mend(self, env: Env, upto: LogPos) -> None:
-        path = os.path.join(self.directory, upto.log)
+        path, pause = os.path.join(self.directory, upto.log), RETRY_MIN
         while damage := await self.site.blocking(recovery.examine, env, upto):
             await self._until_healed(env, damage, lambda text: self.site.say(self.resource, "err-log", text),
                                      lambda: os.path.exists(path))
+            await asyncio.sleep(pause)  # a block may stay unreadable although it was written
+            pause = min(RETRY_MAX, pause * 2)
         self.site.say(self.resource, "err-log", "")
         if self.damage is None:
             heal.forget_damaged(self.directory)

@@ -58,7 +58,6 @@ def main(keeper_fd: int, where: Paths) -> int:
     """Serve until the keeper asks to stop (0) or is gone (1)."""
     messages.setup("marsd", file=where.messages_file, stderr=False, syslog=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _spare_memory()
     _protect_memory()
     keeper = KeeperLink(keeper_fd)
     hello, _ = keeper.call_now("hello")
@@ -67,14 +66,6 @@ def main(keeper_fd: int, where: Paths) -> int:
     except MarsError as err:
         LOG.error("%s%s", err.text, f" ({err.hint})" if err.hint else "")
         return err.exit_code
-
-
-def _spare_memory() -> None:
-    """A hundred connections and threads that rest: large buffers are mapped one by one, so that only what is used of
-    them is there (glibc would soon take them from the heap), and threads share two heaps."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD
-    libc.mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _protect_memory() -> None:
@@ -425,14 +416,7 @@ class Worker:
                 every = max(1, self.settings.get("logger_report_interval_s"))
                 scarce = housekeeping.scarce(self)
                 for runner in list(self.runners.values()):
-                    if count % every == 0:
-                        await runner.tick()
-                    if count % 10 == 0:
-                        housekeeping.follow_up(self, runner)
-                    if scarce:
-                        housekeeping.make_room(self, runner)
-                    await housekeeping.rotate_if_long(self, runner)
-                    await growth.follow(self, runner)
+                    await self._keep_house(runner, count % every == 0, count % 10 == 0, scarce)
                 self.store.retry()
                 if count % 5 == 0:
                     self.site.forget_view()  # for those who ask who is alive
@@ -445,6 +429,22 @@ class Worker:
                 LOG.error("%s", err)
             except Exception:
                 LOG.exception("tick failed")
+
+    async def _keep_house(self, runner: Runner, report: bool, follow: bool, scarce: bool) -> None:
+        """One resource; what fails there must not keep the others waiting."""
+        try:
+            if report:
+                await runner.tick()
+            if follow:
+                housekeeping.follow_up(self, runner)
+            if scarce:
+                housekeeping.make_room(self, runner)
+            await housekeeping.rotate_if_long(self, runner)
+            await growth.follow(self, runner)
+        except MarsError as err:
+            LOG.error("%s: %s", runner.resource, err)
+        except Exception:
+            LOG.exception("%s: tick failed", runner.resource)
 
     def _heartbeat(self, first: bool = False) -> None:
         now = self.lamport.now()

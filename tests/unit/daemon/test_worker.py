@@ -1,0 +1,37 @@
+"""What the worker does once a second for each resource."""
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from marsx.base.errors import MarsError
+from marsx.daemon import growth, housekeeping
+from marsx.daemon.worker import Worker
+
+
+@pytest.mark.expect_messages("bad: ")
+@pytest.mark.parametrize("error", [MarsError("no"), OSError(5, "no"), RuntimeError("no")])
+def test_a_resource_that_fails_does_not_keep_the_others_waiting(monkeypatch: pytest.MonkeyPatch,
+                                                               error: Exception) -> None:
+    """Rotation, growth and room for logs go on for them."""
+    grown: list[str] = []
+
+    async def tick() -> None:
+        raise error
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    async def follow(worker: object, runner: SimpleNamespace) -> None:
+        grown.append(runner.resource)
+    monkeypatch.setattr(housekeeping, "rotate_if_long", nothing)
+    monkeypatch.setattr(growth, "follow", follow)
+    worker = object.__new__(Worker)
+
+    async def play() -> None:
+        for runner in (SimpleNamespace(resource="bad", tick=tick), SimpleNamespace(resource="good", tick=nothing)):
+            await worker._keep_house(runner, True, False, False)
+    asyncio.run(play())
+    assert grown == ["good"]
