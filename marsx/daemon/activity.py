@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from marsx.base import messages
+from marsx.base.tasks import ended
 
 LOG = messages.get("daemon.activity")
 
@@ -30,8 +31,7 @@ class Activity:
     async def stop(self) -> None:
         task, self._task, self.key = self._task, None, ""
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await ended([task])
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from marsx.base import messages
 from marsx.base.errors import MarsError
+from marsx.base.tasks import ended
 from marsx.peer import wire
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
@@ -270,9 +271,7 @@ class Exchange:
                     found.sort(key=lambda entry: entry.stamp)
                     seq = await self._send(link, Type.TREE_BATCH, seq, found)
         finally:
-            acks.cancel()
-            with contextlib.suppress(asyncio.CancelledError, PeerError, OSError):
-                await acks
+            await ended([acks])
 
     async def _next_changes(self, host: str, queue: asyncio.Queue[list[str]], acks: asyncio.Task[None]) -> list[str]:
         """Names of all that has changed since; at least one."""

@@ -118,12 +118,17 @@ class KeeperLink:
         self._outbox.append({"op": op, "id": serial, "timeout": timeout, **args})
         self._flush()
         try:
-            message, fds = await asyncio.wait_for(future, _limit(op, timeout))
+            async with asyncio.timeout(_limit(op, timeout)):
+                await asyncio.wait([future])
         except TimeoutError:
             raise _silent() from None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                _close(future.result()[1])
+            raise
         finally:
             self._waiting.pop(serial, None)
-        return self._checked(message, fds)
+        return self._checked(*future.result())
 
     def _flush(self) -> None:
         assert self._loop is not None

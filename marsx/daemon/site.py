@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from marsx.base.config import Paths, Settings
 from marsx.base.lamport import Lamport
+from marsx.base.tasks import run_blocking
 from marsx.daemon.keeperlink import KeeperLink
-from marsx.peer.fetch import run_blocking
 from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.wire import Hello

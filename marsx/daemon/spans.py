@@ -25,13 +25,14 @@ from typing import Any
 from marsx.base import durable, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError
 from marsx.base.position import LogPos
+from marsx.base.tasks import run_blocking
 from marsx.daemon.courtesy import Courtesy
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import End, Pins, Source
 from marsx.log import reader
 from marsx.log.chain import Point
 from marsx.log.record import NO_DIGEST
-from marsx.peer.fetch import Start, run_blocking
+from marsx.peer.fetch import Start
 from marsx.peer.spanio import read_span, write_span, zero_span
 from marsx.peer.syncparts import Refused, Resume, is_stale, where_to_resume
 from marsx.tree import paths

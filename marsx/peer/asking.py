@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from marsx.base.position import LogPos
+from marsx.base.tasks import run_blocking
 from marsx.peer import spanio, syncparts, wire
-from marsx.peer.fetch import run_blocking
 from marsx.peer.link import Link
 from marsx.peer.syncparts import Answer, Ranges
 from marsx.peer.wire import PeerError, Reason, Type

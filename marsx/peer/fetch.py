@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from marsx.base.errors import DamagedError
 from marsx.base.position import NAME_MAX, LogPos
+from marsx.base.tasks import ended, run_blocking
 from marsx.peer import wire
 from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
@@ -171,39 +171,15 @@ class LogSink(Protocol):
         against our end and digest)."""
 
 
-async def run_blocking(executor: concurrent.futures.Executor | None, call: Callable[..., _T], *arguments: Any) -> _T:
-    """`call` in the executor. When cancelled, still waits until the call has ended: its descriptors and its bytes must
-    not outlive the activity it belongs to."""
-    future = asyncio.get_running_loop().run_in_executor(executor, call, *arguments)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await _to_the_end([future])
-        if not future.cancelled():
-            future.exception()  # seen; the cancellation is what counts
-        raise
-
-
-async def _to_the_end(work: Sequence[asyncio.Future[Any]]) -> None:
-    """Wait until all is done, however often we are cancelled meanwhile (the caller is on his way out already)."""
-    while not all(future.done() for future in work):
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait(work)
-
-
 async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
     """Run all until one ends; end the others, wait for them, and raise what the first one raised."""
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await _to_the_end(tasks)
-        errors = [task.exception() for task in tasks if not task.cancelled()]
-    for error in errors:
-        if error is not None:
-            raise error
+        errors = await ended(tasks)
+    if errors:
+        raise errors[0]
 
 
 # -- source -----------------------------------------------------------------------------------------------------------

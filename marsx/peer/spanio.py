@@ -1,4 +1,4 @@
-"""What sync and verify are made of at run time: spans in memory and on devices, and tasks that end together.
+"""What sync and verify are made of at run time: spans in memory and on devices.
 
 The one importer of `marsx._ext.marscmp`. A buffer of `Buffers` belongs to one call in the executor at a time.
 """
@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
 
 from marsx._ext.marscmp import (
     KINDS,
@@ -22,11 +21,8 @@ from marsx._ext.marscmp import (
     zero_span,
 )
 
-__all__ = ["KINDS", "AlignedBuffer", "Buffers", "compare", "differ", "differ_split", "digests", "in_group",
-           "read_span", "to_the_end", "touched", "write_span", "zero_span"]
-
-_T = TypeVar("_T")
-
+__all__ = ["KINDS", "AlignedBuffer", "Buffers", "compare", "differ", "differ_split", "digests", "read_span", "touched",
+           "write_span", "zero_span"]
 
 # What is small never waits for the large reads: a span that differs somewhere goes on while others are compared.
 LARGE, SMALL = 4, 12
@@ -60,22 +56,3 @@ class _Pool:
         self.slots = asyncio.Semaphore(count)
 
 
-async def in_group(body: Callable[[asyncio.TaskGroup], Coroutine[Any, Any, _T]]) -> _T:
-    """Run `body` with a group of tasks; all have ended when it returns. Of many errors the first counts."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            return await body(tasks)
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
-
-
-async def to_the_end(work: Awaitable[None]) -> None:
-    """Wait for it, however often we are cancelled meanwhile (the caller is on his way out already)."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-    task.result()

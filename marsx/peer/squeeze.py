@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from marsx._ext import marssum
+from marsx.base.tasks import run_blocking
 from marsx.peer import wire
-from marsx.peer.fetch import run_blocking
 
 CODEC = "blosc2"
 FAST = 150_000_000

@@ -37,14 +37,14 @@ from typing import Any, TypeVar
 
 from marsx.base.errors import MarsError
 from marsx.base.position import NAME_MAX, POS_MAX, LogPos
+from marsx.base.tasks import in_group, run_blocking, to_the_end
 from marsx.log.chain import Point
 from marsx.peer import spanio, syncparts, wire
 from marsx.peer.asking import Asked, Asking, expect_digests, own_digests
-from marsx.peer.fetch import run_blocking
 from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
-from marsx.peer.spanio import Buffers, in_group, to_the_end
+from marsx.peer.spanio import Buffers
 from marsx.peer.squeeze import CODEC, Squeeze, plain
 from marsx.peer.syncparts import (
     SECTOR,
@@ -243,10 +243,12 @@ class _Sync(Asking):
             await self._end(size)
         finally:
             # Rule 15: all our tasks have ended, so no write is in flight; what still comes must find nobody.
-            if self._asked:
-                await to_the_end(self._link.close(Reason.CLOSED, "the sync has ended here"))
-            if self._in_force is not None:
-                self._sink.set_bound(None)
+            try:
+                if self._asked:
+                    await to_the_end(self._link.close(Reason.CLOSED, "the sync has ended here"))
+            finally:
+                if self._in_force is not None:
+                    self._sink.set_bound(None)
 
     async def _open(self, resource: str) -> int:
         resume = self._sink.resume()

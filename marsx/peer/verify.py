@@ -34,13 +34,12 @@ from typing import Any, Protocol
 
 from marsx.base.errors import MarsError
 from marsx.base.position import POS_MAX, LogPos
+from marsx.base.tasks import in_group, run_blocking, to_the_end
 from marsx.log.chain import Point
 from marsx.peer import spanio, syncparts, wire
 from marsx.peer.asking import Asking, expect_digests, own_digests
-from marsx.peer.fetch import run_blocking
 from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
-from marsx.peer.spanio import in_group, to_the_end
 from marsx.peer.sync import Serving, SyncService
 from marsx.peer.syncparts import SECTOR, Answer, Pace, Ranges, Request, Shape, SpanSource
 from marsx.peer.wire import PeerError, Reason, Type
@@ -249,9 +248,11 @@ class Verify(Asking):
             await in_group(lambda tasks: self._all(units, tasks))
         finally:
             # What still comes must find nobody, and replay is free again.
-            if self._asked:
-                await to_the_end(self._link.close(Reason.CLOSED, "the verify has ended here"))
-            self._sink.set_bound(None)
+            try:
+                if self._asked:
+                    await to_the_end(self._link.close(Reason.CLOSED, "the verify has ended here"))
+            finally:
+                self._sink.set_bound(None)
         return self._progress
 
     async def _open(self, resource: str) -> int:
