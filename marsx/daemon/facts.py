@@ -132,5 +132,7 @@ class Publisher:
             return ""
 
     def drop_hint(self) -> None:
+        """Durably: what is noted from then on may be of other logs with the same names."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._hint)
+            durable.sync_dir(os.path.dirname(self._hint))

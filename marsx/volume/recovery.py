@@ -8,7 +8,8 @@
        they were written. In a copy of another host's log these headers speak of that host's disk: here a piece of many
        groups is written at once, and a power cut may leave the last of them without the first
     4. a digest that was handed in is believed only when the log confirms it: the group behind the position, the group
-       before it, or the successor's header
+       before it, or the successor's header. At POS 0 the file header alone counts: a log that was empty may have been
+       withdrawn and made again since the digest was noted (rule 7)
 
 What is not as it has to be, or cannot be read, is told as a Damage when others may have the same log whole: up to where
 it is sound here, and how far it is known to go on. Nothing is changed then.
@@ -160,16 +161,17 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
     try:
         durable.overwrite(fd, b"", 0, log.path)             # an overwrite of nothing is the fdatasync
         known = known_durable(log.nr, log.producer) if log.end is None else 0
-        if start and (not digest or not _reaches(fd, start)):
+        if not start:                                       # an empty log may have been made again under its name
+            digest = log.header.digest0
+        elif not digest or not _reaches(fd, start):
             digest = _digest_at(fd, log, start)
-        digest = digest or log.header.digest0
         try:
             result = reader.scan(fd, log.header, start, digest, log.end, group=None if start else 0, collect=collect,
                                  known_durable=known, look=None if log.producer == env.host else 0)
         except reader.Unreadable as err:
             raise _unreadable(log, err, start, known) from err
         _judge(log, result, start, known)
-        if start == 0 or (log.end is None and not result.groups):
+        if start and log.end is None and not result.groups:
             _confirm(fd, log, start, digest)
     except BaseException:
         os.close(fd)
@@ -184,7 +186,7 @@ def _reaches(fd: int, start: int) -> bool:
 
 
 def _confirm(fd: int, log: writer.LogFile, start: int, digest: str) -> None:
-    """A digest that no group behind `start` confirms, or that the file header must give."""
+    """A digest that no group behind `start` confirms."""
     try:
         found = reader.digest_behind(fd, log.header, start)
     except OSError:                                         # it reads more than that group
