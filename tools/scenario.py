@@ -176,7 +176,8 @@ def make_file_system(host: Host, resource: str, kind: str, folder: str = "/mnt")
 
 
 def hand_over(old: Host, new: Host, resource: str) -> None:
-    """The planned way: `primary` on the new host, nothing forced."""
+    """The planned way: `primary` on the new host as soon as it is consistent, nothing forced."""
+    new.run(["marsadm", "wait-resource", resource, "is-consistent"], timeout=300)
     new.run(["marsadm", "primary", resource], timeout=300)
     wait_device(new, resource)
     old.wait(lambda: resource not in old.devices(), what=f"/dev/mars/{resource} to vanish on the old primary")

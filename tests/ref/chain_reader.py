@@ -93,7 +93,8 @@ def recover(files: dict[str, bytes], at: tuple[int, str, int], at_digest: bytes,
         data, last = files[head.name], i == len(run) - 1
         pred = None if last else run[i + 1].pred
         here = (head.nr, head.producer) == at[:2]
-        start, digest = (at[2], at_digest) if here else (0, b"")
+        start = at[2] if here else 0
+        digest = at_digest if start else xxh3_128(data[:BLOCK])
         if start % BLOCK or BLOCK + start > len(data):
             raise Refused("the log does not reach the position")
         digest = digest or digest_at(data, start)
@@ -106,7 +107,7 @@ def recover(files: dict[str, bytes], at: tuple[int, str, int], at_digest: bytes,
                 raise Refused(f"{head.name} does not end as its successor says")
         elif got.reason not in ("end", "torn", "foreign"):
             raise Refused(f"{head.name} is {got.reason}")
-        if (start == 0 or (last and not got.groups)) and digest != digest_behind(data, start):
+        if start and last and not got.groups and digest != digest_behind(data, start):
             raise Refused("nothing confirms the digest at the position")
         parts.append(Part(head, start, digest, got, last))
     return parts
@@ -114,8 +115,6 @@ def recover(files: dict[str, bytes], at: tuple[int, str, int], at_digest: bytes,
 
 def digest_behind(data: bytes, pos: int) -> bytes:
     """The digest at a position by the header of the group that ends there; nothing else of that group is looked at."""
-    if pos == 0:
-        return xxh3_128(data[:BLOCK])
     for at in range(BLOCK, BLOCK + pos, BLOCK):
         block = data[at:at + BLOCK]
         here, length = (int.from_bytes(block[i:i + 8], "little") for i in (48, 56))
@@ -127,8 +126,6 @@ def digest_behind(data: bytes, pos: int) -> bytes:
 
 def digest_at(data: bytes, pos: int) -> bytes:
     """The digest at a position, found from the log's beginning."""
-    if pos == 0:
-        return xxh3_128(data[:BLOCK])
     got = walk(data, 0, 0, b"", pos)
     if got.end != pos:
         raise Refused("no valid group ends there")
