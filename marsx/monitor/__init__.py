@@ -6,5 +6,5 @@ text of that value, `mars_status` is the program. Text, JSON and whatever follow
 What it promises: nothing is ever written; a display works while marsd is down, and says so; what is shown comes from
 the tree, and what cannot be known is not guessed.
 
-May import: `base`, `tree`, `log.chain`, `log.reader`.
+May import: `base`, `tree`, `log.chain`, `log.reader`, `log.record`.
 """

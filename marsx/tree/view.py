@@ -203,6 +203,27 @@ class View:
         value = self._text(paths.connect_pref, resource, host)
         return () if value in ("", NONE) else tuple(value.split(","))
 
+    def table(self, resource: str) -> dict[str, dict[str, str]]:
+        """host -> key -> value of all that is said about its replica: `data`, `replay`, ..., `todo/SWITCH`,
+        `actual/KEY`. For displays, which ask for nearly all of it: one pass in place of a question each."""
+        found: dict[str, dict[str, str]] = {}
+        for kind, names in self._resources.get(resource, {}).items():
+            prefix = f"{kind}/" if kind in ("todo", "actual") else ""
+            if kind not in ("version", "message", "userspace"):
+                for name in names:
+                    if name.host:
+                        found.setdefault(name.host, {})[prefix + name.key] = self._values[name.rel]
+        return found
+
+    def message_table(self, resource: str) -> dict[str, dict[str, str]]:
+        """host -> KEY -> message as it stands, of those that stand (not `OK`); of hosts about themselves for ""."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self._resources.get(resource, {}).get("message", ()):
+            value = self._values[name.rel]
+            if not value.startswith("OK"):
+                found.setdefault(name.host, {})[name.key] = value
+        return found
+
     # Who takes part, and as what
 
     def members(self, resource: str) -> tuple[str, ...]:
