@@ -17,6 +17,7 @@ class Activity:
 
     def __init__(self) -> None:
         self.key = ""
+        self.error: Exception | None = None  # why it failed last; who runs it takes it back when it works
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -24,7 +25,7 @@ class Activity:
         return self._task is not None and not self._task.done()
 
     def start(self, key: str, coroutine: Coroutine[Any, Any, None], name: str) -> None:
-        self.key = key
+        self.key, self.error = key, None
         self._task = asyncio.create_task(coroutine, name=name)
         self._task.add_done_callback(_report)
 

@@ -184,14 +184,16 @@ class Consumer:
                 finally:
                     await link.close()
             except PeerError as err:
+                self.fetch.error = err
                 self._fetch_failed(host, err)
             except (MarsError, OSError) as err:
+                self.fetch.error = err
                 self.site.say(self.resource, "err-fetch", f"fetch from {host}: {err}")
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_MAX)
 
     def _fetch_works(self, nr: int, producer: str, pos: int) -> None:
-        self.missing_log = False
+        self.missing_log, self.fetch.error = False, None
         self.site.say(self.resource, "err-fetch", "")
         self.site.say(self.resource, "err-splitbrain-detected", "")
 

@@ -180,6 +180,7 @@ class Exchange:
         self.answered: set[str] = set()  # hosts that have told all they know, or did not answer our first call
         self._calls: dict[str, asyncio.Event] = {}
         self.states: dict[str, str] = {}  # host -> text for people
+        self.errors: dict[str, Exception] = {}  # host -> why our own link to it is not up
         self.latency: dict[str, float] = {}
         self.acked: dict[str, float] = {}  # host -> when the newest unit that it has taken was sent, on this link
         store.on_change(self._changed)
@@ -197,6 +198,7 @@ class Exchange:
             _, task = self._tasks.pop(host)
             task.cancel()
             self.states.pop(host, None)
+            self.errors.pop(host, None)
         for host, ip in wanted.items():
             if host not in self._tasks:
                 self._tasks[host] = (ip, asyncio.create_task(self._talk_to(host), name=f"tree to {host}"))
@@ -224,10 +226,13 @@ class Exchange:
                     with contextlib.suppress(PeerError, OSError):
                         await link.close()
             except PeerError as err:
+                self.errors[host] = err
                 self._state(host, f"NOT connected {host}: {err.text}")
             except (OSError, MarsError) as err:
+                self.errors[host] = err
                 self._state(host, f"NOT connected {host}: {err}")
             except Exception as err:
+                self.errors[host] = err
                 LOG.exception("the link to %s failed", host)
                 self._state(host, f"NOT connected {host}: unexpected error: {err!r}")
             self._answered(host)
@@ -262,6 +267,7 @@ class Exchange:
         try:
             seq = await self._send(link, Type.TREE_FULL, 0, self._store.entries())
             self.reachable.add(host)
+            self.errors.pop(host, None)
             self._state(host, f"CONNECTED {host}")
             self._on_peers()
             while True:

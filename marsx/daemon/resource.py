@@ -61,6 +61,7 @@ class Runner:
         self.replay_trouble = ""  # of the data device: replay and sync stop, the log is still fetched
         self.back = Comeback(site, resource, self._directory(), self.kick)
         self.syncing = Syncing(site, resource, self.publisher, self._changed, self.span_trouble)
+        self.why: dict[str, str] = {}  # what the newest plan does not want to run, with the reason
         self._looked_at: LogPos | None = None  # where replay found a damaged log last
         self.busy: list[str] = []
         self.stopped = False
@@ -241,6 +242,7 @@ class Runner:
             self.back.judge(view, self.consumer.copy.at)
 
     def _say_reasons(self, want: Plan, local: Local) -> None:
+        self.why = want.why
         self.site.say(
             self.resource, "inf-why", "; ".join(f"{key}: {want.why[key]}" for key in WHY_KEYS if key in want.why)
         )

@@ -9,7 +9,6 @@ from marsx.base import disk
 from marsx.base.errors import MarsError
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.facts import Publisher
-from marsx.daemon.rates import Count
 from marsx.daemon.site import Site
 from marsx.daemon.spans import DiskSpans, resume_of
 from marsx.peer.spanio import KINDS
@@ -46,23 +45,25 @@ class Syncing:
                 if sink.resume().why:
                     self.site.say(self.resource, "inf-sync-start", sink.resume().why)
                     await self.site.blocking(sink.forget_progress)
-                await self._once(host, sink, consumer.count)
+                await self._once(host, sink, consumer)
                 return
             except SyncRestart as err:
                 self.site.say(self.resource, "inf-sync-start", err.text)
                 await self.site.blocking(sink.forget_progress)
             except (PeerError, OSError, MarsError) as err:
+                consumer.sync.error = err
                 self.site.say(self.resource, "err-sync", f"sync from {host}: {err}")
             await asyncio.sleep(pause)
             pause = min(PAUSE_MAX, pause * 2)
 
-    async def _once(self, host: str, sink: DiskSpans, count: Count) -> None:
+    async def _once(self, host: str, sink: DiskSpans, consumer: Consumer) -> None:
         done, requests = -1, 0
 
         def note(progress: Progress) -> None:
             nonlocal done, requests
+            consumer.sync.error = None
             if done >= 0:
-                count.add("sync", progress.done - done, progress.requests - requests)
+                consumer.count.add("sync", progress.done - done, progress.requests - requests)
             done, requests = progress.done, progress.requests
 
         link, _ = await self.site.dial(host, "sync")

@@ -30,6 +30,7 @@ from marsx.daemon.resource import Runner
 from marsx.daemon.site import Site
 from marsx.daemon.slots import SyncSlots
 from marsx.daemon.spans import PrimarySpans
+from marsx.daemon.stall import Stalls
 from marsx.peer import client, fetch, sync, tls
 from marsx.peer.join import JoinService
 from marsx.peer.limit import Bucket
@@ -152,6 +153,7 @@ class Worker:
         self._served = Bucket(lambda: self.settings.get("traffic_tuning/server_role_traffic_ratelimit_kb"))
         self._context: ssl.SSLContext | None = None
         self._leftover: set[asyncio.Task[Any]] = set()
+        self.stalls = Stalls(self)
 
     # ---- start ----
 
@@ -417,6 +419,7 @@ class Worker:
                 scarce = housekeeping.scarce(self)
                 for runner in list(self.runners.values()):
                     await self._keep_house(runner, count % every == 0, count % 10 == 0, scarce)
+                self.stalls.tick()
                 self.store.retry()
                 if count % 5 == 0:
                     self.site.forget_view()  # for those who ask who is alive

@@ -61,13 +61,24 @@ async def dial(peer: str, ip: str, port: int, context: ssl.SSLContext | None, ti
     try:
         _, link = await loop.create_connection(lambda: Link(who, timing, stranger=True), sock=sock, **tls)
     except OSError as error:  # ssl.SSLError is one; the transport has closed the socket
-        raise as_peer_error(error, who) from error
+        raise _accepted(as_peer_error(error, who), who) from error
     return link
+
+
+def _accepted(error: PeerError, who: str) -> PeerError:
+    """The same, after TCP was accepted: a time-out then means that the host is there and its marsd is not."""
+    if error.reason is not Reason.TIMEOUT:
+        return error
+    return PeerError(Reason.SILENT, f"{who}: takes the connection but does not answer", "does marsd hang there?")
 
 
 async def _greet(link: Link, hello: Hello) -> Hello:
     link.post(Type.HELLO, hello.header())
-    frame = wire.expect(await link.recv(link.timing.connect), Type.WELCOME, Type.REFUSE)
+    try:
+        answer = await link.recv(link.timing.connect)
+    except PeerError as error:
+        raise _accepted(error, link.who) from error
+    frame = wire.expect(answer, Type.WELCOME, Type.REFUSE)
     if frame.type is Type.REFUSE:
         reason, text = wire.parse_reason(frame.header)
         raise PeerError(reason, f"{link.who}: {text or 'refused'}")

@@ -54,6 +54,8 @@ _FORMS = {
     "position": rf"{_POS}(,[0-9]{{1,19}})?(,{_DIGEST})?",
     "version": rf"{_DIGEST},{_POS}:({_DIGEST},{_POS})?",
     "granted": rf"({_IDENT}|\(none\)),{_POS},{_DIGEST}",
+    "stalls": r"-|[a-z]{1,16}=[a-z-]{1,16}(,[a-z]{1,16}=[a-z-]{1,16}){0,15}",
+    "unreachable": rf"-|{_IDENT}=[a-z-]{{1,16}}(,{_IDENT}=[a-z-]{{1,16}}){{0,250}}",
 }
 
 
@@ -69,7 +71,7 @@ _HOST_FACTS = {
     "alive": "switch", "time": "stamp", "tree": "text", "features": "text", "usable": "text", "buildtag": "text",
     "marsadm-version": "text", "used-log-digest": "number", "used-net-digest": "number",
     "used-log-compression": "number", "used-net-compression": "number", "emergency": "number", "rest-space": "number",
-    "total-space": "number", "incarnation": "token",
+    "total-space": "number", "incarnation": "token", "unreachable": "unreachable",
 }
 _DEFAULTS = {"enabled-log-compressions": "mask", "enabled-net-compressions": "mask", "disabled-log-digests": "mask",
              "disabled-net-digests": "mask"}
@@ -89,7 +91,7 @@ _ACTUAL = {
     "open-count": "number", "if-flying": "number", "if-state": "signed", "if-completion-stamp": "stamp",
     "disk-error": "signed", "replay-code": "signed", "granted": "granted", "incarnation": "token",
     "fetched": "position", "verify-state": "token", "verify-source": "host", "verify-pos": "number",
-    "verify-differs": "number", "verify-repaired": "number", "verify-time": "stamp",
+    "verify-differs": "number", "verify-repaired": "number", "verify-time": "stamp", "stalled": "stalls",
     **{f"{what}-{which}_rate": "number" for what in ("ops", "amount") for which in ("sync", "file", "replay", "if")},
 }
 
