@@ -36,8 +36,11 @@ static inline void mars_log_count(struct mars_log *l, const struct mars_group *g
         uint64_t us = (now - g->req[i].start_ns) / 1000;
         int bits = us ? 64 - __builtin_clzll(us) : 0;
         l->count.latency[bits < 31 ? bits : 31]++;
+        l->count.latency_us += us;
         l->count.write_bytes += g->req[i].size;
     }
+    l->count.sizes[g->n > 1 ? 32 - __builtin_clz(g->n - 1) : 0]++;  /* at most 97 records: 7 */
+    l->count.records += g->n;
     l->count.writes += g->n_req;
     l->last_write_ns = now;
 }

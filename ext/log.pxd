@@ -58,6 +58,9 @@ cdef extern from "log.h" nogil:
         uint64_t waits
         uint64_t known
         uint64_t latency[32]
+        uint64_t latency_us
+        uint64_t sizes[8]
+        uint64_t records
     struct mars_log:
         pthread_mutex_t lock
         pthread_cond_t space

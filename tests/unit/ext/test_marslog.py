@@ -513,3 +513,21 @@ def test_bad_arguments():
         volume.switch(0, header)
     with pytest.raises(ValueError, match="shrink"):
         volume.set_device_size(512)
+
+
+def test_counters_add_up(make_rig):
+    """Latencies and sizes of groups are counted once for each write and each record; groups of several are there."""
+    rig = make_rig(8 * MIB)
+    writers = [rig.spawn(lambda part=part: [rig.injector.write(part * MIB + at, b"x" * 4096)
+                                            for at in range(0, 256 * 4096, 4096)]) for part in range(4)]
+    for one in writers:
+        one.join(60)
+    rig.volume.sync_now()
+    found = rig.volume.counters
+    assert sum(found["latency"]) == found["writes"] == found["records"] == 1024
+    assert sum(found["group_sizes"]) == found["groups"] <= 1024
+    low = sum(count * (2 ** (i - 1) + 1 if i else 1) for i, count in enumerate(found["group_sizes"]))
+    high = sum(count * 2 ** i for i, count in enumerate(found["group_sizes"]))
+    assert low <= found["records"] <= high
+    low = sum(count * (2 ** (i - 1) if i else 0) for i, count in enumerate(found["latency"]))
+    assert low <= found["latency_us"] <= sum(count * 2 ** i for i, count in enumerate(found["latency"]))
