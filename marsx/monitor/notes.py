@@ -87,6 +87,12 @@ def reasons(said: Mapping[str, str]) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def pairs(text: str, left: str, right: str) -> list[Dict]:
+    """A fact of the form A=B,... (`-` for none) as dicts."""
+    parts = [part.partition("=") for part in text.split(",") if "=" in part]
+    return [{left: one, right: other} for one, _, other in parts]
+
+
 def source(said: Mapping[str, str], part: str) -> str:
     """From whom a sync or fetch comes, "" if that is not said."""
     match = _SOURCE.search(said.get(f"inf-{part}", ""))

@@ -102,6 +102,7 @@ def _host(view: View, now_ns: int, seen: Seen, host: str) -> Dict:
         "total_bytes": seen.total_bytes if is_here else int(total) << 30 if total.isdigit() else None,
         "free_bytes": seen.free_bytes if is_here else None,
         "sync_limit": view.sync_limit(host),
+        "unreachable": notes.pairs(view.host_actual(host, "unreachable"), "host", "reason"),
         "messages": notes.messages(view.message_table("").get(host, {})),
     }
 
@@ -200,6 +201,7 @@ class _Resource:
             **self._amounts(host),
             "logs": self._node_logs(host),
             "verify": self._verify(host),
+            "stalled": notes.pairs(self._get(host, "actual/stalled"), "activity", "cause"),
             "messages": notes.messages(self.said.get(host, {})),
         }
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from marsx import __version__
 from marsx.base.config import Paths
@@ -36,6 +37,8 @@ class Daemon:
     version: str = ""
     heard: Mapping[str, float] | None = None
     """host -> seconds since it was last heard of"""
+    live: Mapping[str, Any] = field(default_factory=dict)
+    """resource -> counters and positions of its device at this moment (`status` of the control socket)"""
 
     def __str__(self) -> str:
         version = f"marsd {self.version}".strip()
@@ -183,11 +186,12 @@ def ask_daemon(path: str) -> Daemon:
         return Daemon(DOWN)
     said, ages = answer.get("version"), answer.get("heard")
     version = printable(said, 40) if isinstance(said, str) else ""
-    if not isinstance(ages, dict):
+    live = answer.get("resources")
+    if not isinstance(ages, dict) or not isinstance(live, dict):
         return Daemon(RUNNING, version)
     return Daemon(RUNNING, version, {
         str(host): float(age) for host, age in ages.items() if isinstance(age, int | float) and 0 <= age < 1e12
-    })  # fmt: skip
+    }, live)  # fmt: skip
 
 
 def _read_answer(sock: socket.socket) -> dict[str, object]:

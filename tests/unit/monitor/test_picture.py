@@ -73,6 +73,8 @@ def test_keys_are_a_contract(tree: SmallTree) -> None:
     tree.put("resource-data/actual-b/msg-err-fetch", "1.5 2.5 no route")
     tree.put("resource-data/actual-b/msg-inf-why", "1.5 2.5 fetch: x; sync: y")
     tree.put("actual-b/msg-wrn-clock", "1.5 2.5 ahead")
+    tree.put("resource-data/actual-b/stalled", "fetch=peer-down,sync=no-slot")
+    tree.put("actual-b/unreachable", "a=refused")
     tree.put("ips/ip-c", "10.0.0.3")
     for key, value in {"state": "differs", "source": "a", "pos": "4096", "differs": "512", "repaired": "0",
                        "time": f"{NOW // S - 60}.000000000"}.items():
