@@ -22,6 +22,8 @@ from marsx.base.messages import printable
 from marsx.tree.store import Store
 from marsx.tree.view import View
 
+FEW = 8  # names that a hint lists
+
 
 class Context:
     """One call of marsadm."""
@@ -173,8 +175,17 @@ def require_cluster(view: View, host: str) -> None:
 def require_resource(view: View, resource: str) -> None:
     """The resource exists in the cluster."""
     if resource not in view.resources:
-        known = ", ".join(view.resources) or "none"
-        raise NotFoundError(f"unknown resource '{resource[:80]}'", f"known resources: {known}")
+        raise NotFoundError(f"unknown resource '{resource[:80]}'", _near(resource, list(view.resources)))
+
+
+def _near(resource: str, known: list[str]) -> str:
+    """Which one may have been meant, of many only the nearest."""
+    if len(known) <= FEW:
+        return f"known resources: {', '.join(known) or 'none'}"
+    import difflib
+
+    near = difflib.get_close_matches(resource, known, 3) or known[:3]
+    return f"there are {len(known)} resources, among them {', '.join(near)}; all of them: marsadm view all"
 
 
 def require_member(view: View, resource: str, host: str) -> None:

@@ -58,6 +58,10 @@ def test_unknown_resource(adm: Admin) -> None:
     """Exit 4, and what there is."""
     code, _, err = adm("connect nodata")
     assert code == 4 and "unknown resource 'nodata'" in err and "hint: known resources: data" in err
+    for number in range(100):
+        adm.tree.put(f"resource-vol{number:02}/size", "1048576")
+    code, _, err = adm("connect vol420")
+    assert code == 4 and "vol42" in err and len(err) < 300
 
 
 @pytest.mark.parametrize("name", "primary connect pause-sync invalidate log-rotate down wait-resource".split())
