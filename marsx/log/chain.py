@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from marsx.base.errors import DamagedError
@@ -127,10 +127,12 @@ FINAL = frozenset({"equal", "a_ahead", "b_ahead", "split", "unknown"})
 @dataclass(frozen=True)
 class Relation:
     """How history A stands to history B: equal, a_ahead, b_ahead, split or unknown. `at` is the last position known to
-    be common; None when the links do not reach back that far, or nothing is common."""
+    be common, `digest` the digest there; None and "" when the links do not reach back that far, or nothing is common.
+    Where one side is shorter in the same log that is its end: the other side's log has to prove it."""
 
     verdict: str
     at: LogPos | None = None
+    digest: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,10 @@ def relation(a: History, b: History) -> Relation:
         verdict = decide(places, more_a, more_b)
         if verdict in FINAL:
             lower = place_b if places == "b-short" else place_a
-            at = lower.at if isinstance(lower, Point) and verdict != "unknown" else None
-            return Relation("split" if parted else verdict, at)
+            told = "split" if parted else verdict
+            if isinstance(lower, Point) and verdict != "unknown":
+                return Relation(told, lower.at, lower.digest)
+            return Relation(told)
         parted = parted or verdict == "split: both back"
         if verdict in ("A back", "split: both back"):
             place_a, more_a = canonical(a, _below(a, place_a)), True
