@@ -60,6 +60,15 @@ static inline void mars_log_stalls(struct mars_log *l)
     }
 }
 
+/* Locked. The next group has room; who needs more than there is says so again. */
+static inline void mars_log_has_room(struct mars_log *l)
+{
+    if (l->stalled && l->starving == 0) {
+        l->stalled = 0;
+        mars_log_notify(l);
+    }
+}
+
 /* Not locked. File space for the newest log; s is the caller's copy. */
 static inline int mars_log_allocate(struct mars_log *l, struct mars_segment *s, uint64_t step)
 {
@@ -103,8 +112,10 @@ static inline int mars_log_has_space(struct mars_log *l, struct mars_group *g)
     int rc;
     if (mars_log_fill_low(l))
         pthread_cond_signal(&l->fill);
-    if (end <= s.allocated)
+    if (end <= s.allocated) {
+        mars_log_has_room(l);
         return 1;
+    }
     if (l->extending)
         return 0;
     l->extending = 1;
@@ -124,10 +135,7 @@ static inline int mars_log_has_space(struct mars_log *l, struct mars_group *g)
         mars_log_fail(l, rc, MARS_FAIL_WRITE);
         return 0;
     }
-    if (l->stalled) {
-        l->stalled = 0;
-        mars_log_notify(l);
-    }
+    mars_log_has_room(l);
     /* the world may have changed meanwhile: look again */
     if (l->frozen || l->groups.commit >= l->groups.next || g != mars_groups_at(&l->groups, l->groups.commit))
         return 0;
@@ -157,10 +165,8 @@ static inline void mars_log_fed(struct mars_log *l, int rc)
 {
     pthread_mutex_lock(&l->lock);
     l->starving--;
-    if (rc == 0 && l->starving == 0 && l->stalled) {
-        l->stalled = 0;                 /* who needs more room than there is says so again */
-        mars_log_notify(l);
-    }
+    if (rc == 0)
+        mars_log_has_room(l);
     pthread_mutex_unlock(&l->lock);
 }
 

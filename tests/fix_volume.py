@@ -155,14 +155,14 @@ class Rig:
         self.volume.finish_window(self.window)
         return True
 
-    def rotate(self) -> LogPos:
-        """Freeze, next log, switch."""
+    def rotate(self, space: int = 0) -> LogPos:
+        """Freeze, next log with `space` bytes for groups, switch."""
         pos, digest = self.volume.freeze()
         end = LogPos(self.header.nr, HOST, pos)
         self.ends[end.nr] = pos
         self.header = new_header(end.nr + 1, self.size, end, digest.hex())
-        self.fds[end.nr + 1] = writer.create_log(str(self.directory), self.header)
-        self.volume.switch(self.fds[end.nr + 1], self.header.pack(), BLOCK)
+        self.fds[end.nr + 1] = writer.create_log(str(self.directory), self.header, space)
+        self.volume.switch(self.fds[end.nr + 1], self.header.pack(), BLOCK + space)
         return end
 
     def prefix(self) -> bytes:

@@ -226,6 +226,17 @@ def no_space(rig: Rig) -> None:
     assert reader.scan(fd, rig.header).records == 72
 
 
+def room_in_the_next_log(rig: Rig) -> None:
+    """What waits for room finds it in the next log, which has some: nobody waits any more, and that is said at once,
+    not when that log needs more."""
+    rule(FALLOCATE, rig.fds[1], 0, fail=errno.ENOSPC)
+    rig.write(0, b"x" * 4096)
+    until(lambda: rig.volume.state["stalled_ns"])
+    rig.rotate(space=MIB)
+    assert rig.injector.wait() == 0 and rig.injector.answered() == [(2, 0)]
+    assert rig.volume.state["stalled_ns"] == 0
+
+
 def no_promise(rig: Rig) -> None:
     """A file system that promises no space: a group waits in its write, nothing fails, it is said and taken back; a
     rotation gives up instead of waiting for room that only a deletion behind it may make, before and during its

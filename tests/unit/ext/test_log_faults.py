@@ -26,8 +26,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("copy_outside_the_lock", 8), ("failure_while_copying", 1), ("ack_order", 1), ("ack_fail", 1),
     ("flush_shares_nothing", 1), ("sync_fails", 1), ("sync_fails_under_waiting_flush", 1), ("many_flushes", 1),
     ("log_before_disk", 2), ("disk_sync_fails", 12), ("freeze_waits", 4), ("freeze_waits_for_space", 4),
-    ("rotation_order", 4), ("read_back_pins", 9), ("no_space", 0), ("no_promise", 4), ("small_rest", 0),
-    ("short_writes", 0)])
+    ("rotation_order", 4), ("read_back_pins", 9), ("no_space", 0), ("room_in_the_next_log", 0), ("no_promise", 4),
+    ("small_rest", 0), ("short_writes", 0)])
 def test_scenario(shim, tmp_path, name, rule):
     """Rules 1, 2, 3, 4, 9, 12 as the list says; the scenario's docstring is the claim."""
     command = [sys.executable, "-X", "dev", "-m", "tests.unit.ext.shim_scenarios", name, str(tmp_path)]
