@@ -13,9 +13,9 @@ PAGE = TOP / "docs/errors.md"
 HEAD = """\
 # Exit status
 
-Made by `make errors` from `marsx/base/errors.py`; do not edit. `marsadm`, `marsd` and `mars-status` use the same codes.
+Made by `make errors` from `marsx/base/errors.py`; do not edit. `marsadm` and `marsd` use the same codes.
 An error is one line on stderr, `PROGRAM: what is wrong`, and below it, indented, what to do next.
-New codes may come: treat an unknown one as failure. As a check for monitoring `mars-status` has codes of its own.
+New codes may come: treat an unknown one as failure. `mars-status` has codes of its own (mars-status.md).
 
 | code | class | meaning |
 |---|---|---|

@@ -30,6 +30,12 @@ FILES = (
     ("/run/mars/marsd.log", "what marsd says"),
     ("/run/mars/marsd.sock", "where marsd listens for marsadm"),
 )
+STATUS_CODES = [
+    ("0", "All is well; also the end of --interval and --events."),
+    ("1", "A warning, or work beyond a limit."),
+    ("2", "Critical: replication stopped, split brain, emergency, a host that is not heard of."),
+    ("3", "Not known: marsd does not run here, no cluster, no such resource, a wrong command line."),
+]
 ENVIRONMENT = "MARS_DIR, MARS_RUN_DIR, MARS_DEV_DIR, MARS_ETC_DIR: other directories than those above."
 SEE = "marsadm(8), marsd(8), mars-status(8), mars(7)"
 ABOUT = """\
@@ -129,11 +135,11 @@ def marsadm_8() -> list[str]:
     return [*page, *statuses(), *ending()]
 
 
-def program(name: str, short: str, usage: str) -> list[str]:
-    """A page from a program's usage text."""
+def program(name: str, short: str, usage: str, codes: list[tuple[str, str]] | None = None) -> list[str]:
+    """A page from a program's usage text; `codes`: of a program that has exit statuses of its own."""
     return [*header(name, 8, short), ".SH SYNOPSIS", *verbatim(usage.partition("Usage:\n")[2].partition("\n\n")[0]),
             ".SH DESCRIPTION", *verbatim(usage.partition("\n\n")[2].partition("\n\n")[2] or usage),
-            *statuses(), *ending()]
+            *([".SH EXIT STATUS", *items(codes)] if codes else statuses()), *ending()]
 
 
 def mars_7() -> list[str]:
@@ -151,7 +157,7 @@ def pages() -> dict[Path, str]:
     texts = {
         "docs/man/marsadm.8": marsadm_8(), "docs/man/mars.7": mars_7(),
         "docs/man/marsd.8": program("marsd", "the daemon of mars", MARSD),
-        "docs/man/mars-status.8": program("mars-status", "state of a mars cluster", STATUS),
+        "docs/man/mars-status.8": program("mars-status", "state of a mars cluster", STATUS, STATUS_CODES),
     }
     found = {TOP / name: "\n".join(lines) + "\n" for name, lines in texts.items()}
     return {**found, TOP / "docs/completion/mars.bash": completion.script(marsadm.commands())}

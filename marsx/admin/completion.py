@@ -86,7 +86,9 @@ _marsd()
 
 _mars_status()
 {{
-    COMPREPLY=($(compgen -W "$(_mars_resources) --help" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+    COMPREPLY=($(compgen -W "--resource= --history --status --system --debug --interval= --json --events --nagios \\
+        --ascii --lag= --rest= --space= --peer= --help --version $(_mars_resources | sed s/^/--resource=/)" \\
+        -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
 
 complete -F _marsadm marsadm

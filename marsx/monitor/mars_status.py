@@ -1,24 +1,26 @@
-"""The program mars-status: read-only display of the cluster as this host knows it.
+"""The program mars-status: read-only display of the cluster as this host knows it, and a check for monitoring.
 
-Exit status: 0 shown (also while marsd is down: the display says so), 2 command line, 3 no cluster here, 4 unknown
-resource, 10 the tree cannot be read.
+Exit status: 0 all is well, 1 a warning or work beyond a limit, 2 critical (replication stopped, split brain, emergency,
+a dead peer), 3 not known: marsd is down, no cluster, no such resource, the tree cannot be read, the command line is
+wrong. The first line names the worst. What runs until it is stopped (--interval, --events) ends with 0.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from marsx import __version__
 from marsx.base.config import Paths
-from marsx.base.errors import MarsError, NotFoundError, PreconditionError, UsageError
+from marsx.base.errors import MarsError, NotFoundError, UsageError
 from marsx.base.lamport import Lamport
 from marsx.base.messages import printable
-from marsx.monitor import render, report
+from marsx.monitor import render, seen
+from marsx.monitor.limits import Limits, parse
+from marsx.monitor.picture import picture
 from marsx.tree.store import Store
 from marsx.tree.view import View
 
@@ -27,12 +29,26 @@ USAGE = """Display of a mars cluster, read-only.
 Usage:
   mars-status [options]
 
-Options:
+What is shown:
   --resource=RES     Only this resource.
-  --interval=SEC     Show it again every SEC seconds, until Ctrl-C.
-  --history          Also the versions of the logs, with check sums.
-  --status           Also bars of all nodes on one scale.
-  --json             The same as JSON.
+  --history          Also the versions of the logs: check sums, sizes, who has what, what hinders deletion.
+  --status           Also bars of all nodes on one scale: disk, sync, fetch, replay.
+  --system           Also the tunables of this host: set value, actual value.
+  --debug            Also the last errors and warnings of marsd.
+
+How:
+  --interval=SEC     Show it again every SEC seconds; full screen on a terminal, q ends it.
+  --json             As one structure, documented and versioned.
+  --events           One line of JSON for each change, until it is stopped.
+  --nagios           As a plugin of Nagios and Icinga, with performance data.
+  --ascii            Bars and lines of plain signs.
+
+From when on it is a warning, or critical (WARN, or WARN,CRIT; off: never):
+  --lag=LIMITS       Age of what a replica lacks [default: 60,600] seconds, or 5m, 1h.
+  --rest=LIMITS      Bytes that a replica lacks [default: 4G], as in 500M,10G.
+  --space=LIMITS     Percent of /mars that are free [default: off], as in 20,10.
+  --peer=LIMITS      Seconds since a host was heard of [default: 30,120].
+
   --mars-dir=DIR     Directory of the cluster's state and logs.
   --run-dir=DIR      Directory of the daemon's socket.
   --dev-dir=DIR      Directory of the devices.
@@ -40,11 +56,16 @@ Options:
   -h, --help         Show this text.
   -v, --version      Show only who and what.
 
-WORK: busy.  TODO: something is wrong or can be done.  HINT: somebody has to look.
+WORK: busy.  TODO: something is wrong or can be done.  HINT: somebody has to look.  ==> what to do.
+Exit status: 0 well, 1 warning, 2 critical, 3 not known (marsd is down, no cluster, no such resource).
 """
 
-CLEAR = "\x1b[H\x1b[2J\x1b[3J"
-PING_TIMEOUT = 2.0
+LIMITS = ("lag", "rest", "space", "peer")
+UNKNOWN = 3
+WIDTH = 100
+
+Options = dict[str, Any]
+Dict = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,9 +77,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         return _run(options)
     except MarsError as error:
-        hint = f"\n  hint: {printable(error.hint)}" if error.hint else ""
-        print(f"mars-status: {printable(error.text)}{hint}", file=sys.stderr)
-        return error.exit_code
+        return _unknown(error, "--nagios" in argv)
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
@@ -66,7 +85,19 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
 
-def _options(argv: Sequence[str]) -> dict[str, object]:
+def _unknown(error: MarsError, for_nagios: bool) -> int:
+    """There is nothing to show: why not, where who called looks for it."""
+    if for_nagios:
+        from marsx.monitor.nagios import unknown
+
+        print(unknown(printable(error.text)), end="")
+    else:
+        hint = f"\n  hint: {printable(error.hint)}" if error.hint else ""
+        print(f"mars-status: {printable(error.text)}{hint}", file=sys.stderr)
+    return UNKNOWN
+
+
+def _options(argv: Sequence[str]) -> Options:
     from docopt import DocoptExit, docopt
 
     known = [word.rstrip(",").partition("=")[0] for word in USAGE.split() if word.startswith("-")]
@@ -75,28 +106,114 @@ def _options(argv: Sequence[str]) -> dict[str, object]:
         if word.startswith("-") and name not in known:
             raise UsageError(f"unknown option '{name[:80]}'", "see: mars-status --help")
     try:
-        return dict(docopt(USAGE, list(argv), default_help=False))
+        options = dict(docopt(USAGE, list(argv), default_help=False))
     except DocoptExit as exc:
         raise UsageError("the command line is not understood", "see: mars-status --help") from exc
+    formats = [name for name in ("--json", "--events", "--nagios") if options[name]]
+    if len(formats) > 1 or (options["--interval"] and formats and formats != ["--json"]):
+        both = [*formats, *(["--interval"] if options["--interval"] else [])]
+        raise UsageError(f"{' and '.join(both)} do not go together", "see: mars-status --help")
+    return options
 
 
-def _run(options: dict[str, object]) -> int:
-    paths = Paths.of({name: value for name, value in options.items() if name.endswith("-dir") and value})
-    interval = _interval(options["--interval"])
-    only = str(options["--resource"] or "")
-    style = render.Style(sys.stdout.isatty(), bool(options["--history"]), bool(options["--status"]))
-    store = Store(paths, os.uname().nodename, Lamport(), readonly=True)
-    while True:
-        shown = current(paths, store, only)
-        if options["--version"]:
-            print("\n".join(render.head(shown)))
-            return 0
-        _check(shown)
-        text = json.dumps(asdict(shown), indent=2) + "\n" if options["--json"] else render.text(shown, style)
-        print((CLEAR if interval and style.terminal else "") + text, end="", flush=True)
-        if not interval:
-            return 0
-        time.sleep(interval)
+class Program:
+    """One call: options, paths, limits, and the tree that is read again and again."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.paths = Paths.of({name: value for name, value in options.items() if name.endswith("-dir") and value})
+        self.limits = Limits(**{name: parse(name, options[f"--{name}"]) for name in LIMITS})
+        self.only = str(options["--resource"] or "")
+        self._store: Store | None = None
+
+    def picture(self, names: list[str] | None = None) -> Dict:
+        """The picture of this moment; `names`: only these entries may have changed since the last one."""
+        view, daemon = self._view(names)
+        host = os.uname().nodename
+        if self.only and self.only not in view.resources:
+            raise NotFoundError(f"unknown resource '{self.only[:80]}'", "without --resource all are shown")
+        known = seen.look(view, self.paths, host, daemon, self.only)
+        found = picture(view, time.time_ns(), known, self.limits, self.only)
+        self._add(found, view, known)
+        return found
+
+    def _view(self, names: list[str] | None) -> tuple[View, seen.Daemon]:
+        try:
+            if self._store is None:
+                self._store = Store(self.paths, os.uname().nodename, Lamport(), readonly=True)
+                self._store.load()
+            elif names is None:
+                self._store.load()
+            else:
+                self._store.reread(names)
+        except (MarsError, OSError):
+            self._store = None  # another directory may be mounted there by the next look
+            raise
+        daemon = seen.ask_daemon(self.paths.control_socket)
+        return View(self._store.entries(), daemon.heard), daemon
+
+    def _add(self, found: Dict, view: View, known: seen.Seen) -> None:
+        """What options add."""
+        if self.options["--history"]:
+            from marsx.monitor.history import history
+
+            for name, resource in found["resources"].items():
+                resource["history"] = history(view, known, name, resource)
+        if self.options["--system"] or self.options["--debug"]:
+            from marsx.monitor import extras
+
+            if self.options["--system"]:
+                extras.add_system(found, self.paths)
+            if self.options["--debug"]:
+                extras.add_debug(found, self.paths)
+
+    def lines(self, found: Dict, width: int) -> Iterator[str]:
+        """A picture as lines of any length."""
+        plain = bool(self.options["--ascii"]) or not _can_show(sys.stdout.encoding)
+        style = render.Style(
+            sys.stdout.isatty(), bool(self.options["--history"]), bool(self.options["--status"]), plain, width
+        )
+        return render.lines(found, style)
+
+
+def _can_show(encoding: str | None) -> bool:
+    try:
+        "║╠═█░│─".encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _run(options: Options) -> int:
+    program = Program(options)
+    every = _interval(options["--interval"])
+    if options["--version"]:
+        daemon = seen.ask_daemon(program.paths.control_socket)
+        who = {"host": os.uname().nodename, "program": __version__, "kernel": os.uname().release, "only": ""}
+        print("\n".join(render.head({**who, "daemon": {"text": str(daemon)}}, worst="")))
+        return 0
+    if options["--events"]:
+        from marsx.monitor.events import follow
+
+        follow(program.paths.mars_dir, program.picture, _say)
+    if every:
+        return _repeat(program, every)
+    found = program.picture()
+    if options["--json"]:
+        import json
+
+        print(json.dumps(found, indent=2))
+    elif options["--nagios"]:
+        from marsx.monitor.nagios import text
+
+        print(text(found, program.limits), end="")
+    else:
+        _show(program, found)
+    return int(found["level"])
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _interval(text: object) -> float:
@@ -109,67 +226,39 @@ def _interval(text: object) -> float:
     return value
 
 
-def _check(shown: report.Report) -> None:
-    if not shown.uuid:
-        raise PreconditionError("this host belongs to no cluster", "marsadm create-cluster, or marsadm join-cluster")
-    if shown.only and not shown.resources:
-        raise NotFoundError(f"unknown resource '{shown.only[:80]}'", "without --resource all are shown")
+def _has_colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def current(paths: Paths, store: Store, only: str) -> report.Report:
-    """The report of this moment."""
-    store.load()
-    daemon, heard = ask_daemon(paths.control_socket)
-    view = View(store.entries(), heard)
-    local = report.look(
-        view, paths, os.uname().nodename, program=__version__, kernel=os.uname().release, daemon=daemon,
-        sync_limit=_sync_limit(paths),
-    )  # fmt: skip
-    return report.build(view, local, time.time_ns(), only)
+def _show(program: Program, found: Dict) -> None:
+    """Once: on a terminal as wide as that is, else in lines of any length."""
+    if not sys.stdout.isatty():
+        print("\n".join(program.lines(found, WIDTH)), flush=True)
+        return
+    from marsx.monitor.layout import fitted, painted
+
+    width = max(20, os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH)
+    lines: Iterable[str] = fitted(program.lines(found, width), width)
+    print("\n".join(painted(lines) if _has_colours() else lines), flush=True)
 
 
-def _sync_limit(paths: Paths) -> int:
-    try:
-        with open(f"{paths.sys_dir}/sync_limit", encoding="ascii", errors="replace") as file:
-            text = file.read(32).strip()
-    except OSError:
+def _repeat(program: Program, every: float) -> int:
+    """Again and again: a full screen, or pages one below the other where that cannot be."""
+    if not program.options["--json"] and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from marsx.monitor.screen import show
+
+        show(lambda width: list(program.lines(program.picture(), width)), every, _has_colours())
         return 0
-    return int(text) if text.isdigit() else 0
+    import json
 
-
-def ask_daemon(path: str) -> tuple[str, dict[str, float] | None]:
-    """What marsd says of itself ("" when it does not run), and when it last heard each host, in seconds."""
-    import socket
-
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(PING_TIMEOUT)
-            sock.connect(path)
-            sock.sendall(b'{"cmd":"status"}\n')
-            answer = _read_answer(sock)
-    except PermissionError:
-        return f"marsd {__version__} (only root may ask it)", None
-    except TimeoutError:
-        return "marsd runs but does not answer", None
-    except OSError:
-        return "", None
-    heard = answer.get("heard")
-    if isinstance(heard, dict):
-        heard = {str(host): float(age) for host, age in heard.items() if isinstance(age, int | float)}
-    version = answer.get("version")
-    name = f"marsd {printable(version, 40) if isinstance(version, str) else __version__}"
-    return f"{name} (running)", heard if isinstance(heard, dict) else None
-
-
-def _read_answer(sock: object) -> dict[str, object]:
-    buffer = b""
-    while b"\n" not in buffer and len(buffer) < 16 << 20:
-        data = sock.recv(1 << 16)  # type: ignore[attr-defined]
-        if not data:
-            break
-        buffer += data
-    try:
-        answer = json.loads(buffer.partition(b"\n")[0])
-    except (ValueError, RecursionError):
-        return {}
-    return answer if isinstance(answer, dict) else {}
+    while True:
+        try:
+            found = program.picture()
+        except MarsError as err:
+            found = None
+            print(f"mars-status: {printable(err.text)}", file=sys.stderr, flush=True)
+        if found and program.options["--json"]:
+            _say(json.dumps(found))
+        elif found:
+            _show(program, found)
+        time.sleep(every)

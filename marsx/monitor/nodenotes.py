@@ -29,7 +29,7 @@ def of_node(name: str, host: str, node: Dict, resource: Dict, limits: Limits) ->
         _device(name, node, resource, at),
         _sync(name, node, resource, limits, at),
         _fetch(name, node, resource, limits, at),
-        _replay(name, node, limits, at),
+        _replay(name, host, node, resource, limits, at),
         _verify(name, host, node, at),
         _itself(name, node, at),
         _messages(node),
@@ -59,12 +59,12 @@ def _device(name: str, node: Dict, resource: Dict, at: str) -> Said:
 def _use(node: Dict, device: Dict) -> Said:
     for mount in device["mounts"]:
         yield "mounted", 0, WORK, "device", f"mounted as {mount}", ""
-    if node["local"] and not device["mounts"]:
+    if node["local"] and node["alive"] is not False and not device["mounts"]:
         if device["present"] is False:
             text = "unable to mount, mars is starting or defective"
             yield "device-missing", 1, HINT, "device", text, "look into marsd.log"
         elif device["opened"]:
-            yield "opened", 0, WORK, "device", f"in use, opened {device['opened']} times", ""
+            yield "opened", 0, WORK, "device", f"in use, open count {device['opened']}", ""
         else:
             yield "not-mounted", 0, TODO, "device", "enable to mount", f"mount /dev/mars/{device['name']}"
 
@@ -113,7 +113,7 @@ def _fetch(name: str, node: Dict, resource: Dict, limits: Limits, at: str) -> Sa
     elif not span["log"]:
         yield "fetch-starts", 0, WORK, "fetch", "Logfile wait for starting ...", ""
     newest = resource["newest"]
-    if span["rest"] and newest and span["log"] and span["log"] != newest["log"]:
+    if span["rest"] and newest and span["log"] and span["log"] != newest["log"] and not resource["split_brain"]:
         text = f"Logfile Version not actual = (log-{span['log']:09d} ! log-{newest['log']:09d})"
         yield "fetch-behind", 0, HINT, "fetch", text, ""
     if span["state"] == "running" and limits.rest.level(span["rest"]):
@@ -121,9 +121,11 @@ def _fetch(name: str, node: Dict, resource: Dict, limits: Limits, at: str) -> Sa
         yield "fetch-rest", limits.rest.level(span["rest"]), WORK, "fetch", text, ""
 
 
-def _replay(name: str, node: Dict, limits: Limits, at: str) -> Said:
-    span, state = node["replay"], _percent(node["replay"])
-    if span["state"] == "paused" and node["switches"]["attach"]:
+def _replay(name: str, host: str, node: Dict, resource: Dict, limits: Limits, at: str) -> Said:
+    span, state, split = node["replay"], _percent(node["replay"]), resource["split_brain"]
+    if split and host in split["hosts"] and span["rest"] and span["state"] == "running":
+        yield "replay-waits", 1, TODO, "replay", f"Replay stands still = {state}: split brain", ""
+    elif span["state"] == "paused" and node["switches"]["attach"]:
         text = "Replay is paused" + (f" = {state}" if span["rest"] else "")
         yield "replay-paused", 2, HINT, "replay", text, f"{at}marsadm resume-replay {name}"
     elif span["state"] == "waiting" and not span["ready"]:

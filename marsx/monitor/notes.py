@@ -136,10 +136,10 @@ def _silence(host: str, found: Dict, limits: Limits) -> Iterable[Dict]:
     if found["alive"] and not bad:
         return
     if found["stopped"]:
-        text, do = "marsd was stopped there", f"on {host}: marsd start"
+        bad, text, do = max(1, bad), "marsd was stopped there", f"on {host}: marsd start"
     else:
-        since = "never" if age is None else f"for {duration(age)} not"
-        text, do = f"{since} heard of", f"check host {host} and the network to it"
+        text = "never heard of" if age is None else f"not heard of for {duration(age)}"
+        do = f"check host {host} and the network to it"
     yield note("peer-silent", bad, TODO, "connect", text, do, host=host)
 
 
@@ -154,7 +154,8 @@ def _space(host: str, found: Dict, limits: Limits) -> Iterable[Dict]:
     tag = TODO if bad > 1 else HINT
     state = f"emergency level {found['emergency']}, " if found["emergency"] else ""
     amount = "not known" if left is None else size(left)
-    do = f"{'' if found['local'] else f'on {host}: '}marsadm log-delete-all all; enlarge /mars; mars-status --history"
+    at = "" if found["local"] else f"on {host}: "
+    do = f"{at}marsadm log-delete-all all, or enlarge /mars; what holds logs: mars-status --history"
     yield note("space", bad, tag, "space", f"{place} is full ({state}{amount} left) !!!", do, host)
 
 

@@ -25,6 +25,8 @@ from marsx.tree.view import View
 
 FORMAT, VERSION = "mars-status", 1
 ALIVE_S = 30.0
+SLOW = 64 << 10
+"""Bytes a second that a primary is taken to write at least, where its rate has to be guessed."""
 NS = 1_000_000_000
 SWITCHES = ("attach", "connect", "sync", "allow-replay")
 ACTUAL = {"attached": "is-attached", "copying": "is-copying", "syncing": "is-syncing", "replaying": "is-replaying",
@@ -57,7 +59,7 @@ def picture(view: View, now_ns: int, seen: Seen, limits: Limits | None = None, o
 
 def _cluster(view: View, now_ns: int, seen: Seen, limits: Limits) -> Dict:
     order = sorted(view.hosts, key=lambda host: host != seen.host)  # this host first, the others as they were
-    hosts = {host: _host(view, now_ns, seen, host) for host in order}
+    hosts = {host: _host(view, now_ns, seen, limits, host) for host in order}
     for host, found in hosts.items():
         found["notes"] = notes.of_host(host, found, limits)
         found["level"] = notes.level(found["notes"])
@@ -79,7 +81,7 @@ def _blame_only(cluster: Dict, resource: Dict) -> None:
     cluster["level"] = max(notes.level(cluster["notes"]), *(found["level"] for found in cluster["hosts"].values()), 0)
 
 
-def _host(view: View, now_ns: int, seen: Seen, host: str) -> Dict:
+def _host(view: View, now_ns: int, seen: Seen, limits: Limits, host: str) -> Dict:
     is_here = host == seen.host
     age = view.alive_age(host, now_ns)
     level, total = view.emergency(host), view.host_actual(host, "total-space")
@@ -89,7 +91,7 @@ def _host(view: View, now_ns: int, seen: Seen, host: str) -> Dict:
     elif seen.daemon.state in (DOWN, SILENT):
         alive = None  # nobody here has listened
     else:
-        alive = view.alive(host, now_ns, int(ALIVE_S * NS))
+        alive = view.alive(host, now_ns, int((limits.peer.warning or ALIVE_S) * NS))
     return {
         "local": is_here,
         "ip": view.ips.get(host, ""),
@@ -284,16 +286,26 @@ class _Resource:
     def _lag(self, host: str, rest: int) -> tuple[float | None, bool]:
         """(seconds since the oldest log that is missing on the disk was written, read from the log itself?). On a
         primary there is no lag: its device is never behind itself."""
-        if not rest or host in self.primaries:
-            return 0.0, True
         at = self.logs.replayed(host)
-        if at is None:
-            return None, False
+        if not rest or at is None or host in self.primaries:
+            return (0.0 if rest == 0 or at is not None else None), True
         born = self.seen.when(self.name, at, self.logs.ends.get(at.nr, 0))
         if 0 < born <= self.now_ns + NS:
             return round(max(0, self.now_ns - born) / NS, 3), True
-        moved = self.view.stamp(f"resource-{self.name}/replay-{host}")
-        return (round(max(0, self.now_ns - moved) / NS, 3), False) if moved else (None, False)
+        return self._guessed_lag(at, rest), False
+
+    def _guessed_lag(self, at: Any, rest: int) -> float | None:
+        """Where the missing log is not here: as long as the primary takes to write so much. It was written before the
+        primary told of its end, and behind the last group that is here."""
+        newest = self.logs.newest
+        if newest is None:
+            return None
+        told = self.view.stamp(f"resource-{self.name}/version-{newest.nr:09d}-{newest.producer}")
+        last = self.seen.before(self.name, at)
+        rate = max([SLOW, *(self._rate(primary, "device") for primary in self.primaries)])
+        least = (self.now_ns - told) / NS if told else 0.0
+        most = (self.now_ns - last) / NS if last else float("inf")
+        return round(max(0.0, min(most, max(least, rest / rate))), 3)
 
     def _node_logs(self, host: str) -> Dict:
         numbers = self.view.version_numbers(self.name, host)

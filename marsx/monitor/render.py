@@ -1,16 +1,22 @@
-"""A report as text, in the layout of the manual's chapter 4.3. Pure: the same report gives the same text."""
+"""A picture as text, in the layout of the manual's chapter 4.3. Pure: the same picture gives the same lines.
+
+    head; what is wrong with hosts; the cluster line; per resource: this host's replica, the others, the summary
+
+Each note stands below the line it belongs to, `---> TAG: text`, with what to do behind `==>`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from marsx.monitor.report import Bar, LinkLine, Node, Note, Report, Resource, VersionBlock
+from marsx.monitor.notes import duration, headline, size
 
 RULE = "-" * 79
-TIB = 1 << 40
-GIB = 1 << 30
 BAR_WIDTH = 40
+
+Dict = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -18,234 +24,233 @@ class Style:
     """How to show it."""
 
     terminal: bool = False
-    """Bars for what runs, and colours."""
+    """Bars for what runs."""
     history: bool = False
     status: bool = False
+    ascii: bool = False
+    width: int = 80
+    """Of the bars of --status."""
 
 
-def text(report: Report, style: Style) -> str:
-    """Everything."""
-    return "\n".join(_lines(report, style)) + "\n"
+def lines(picture: Dict, style: Style) -> Iterator[str]:
+    """Everything; a line may be longer than a terminal is wide (`layout`)."""
+    yield from head(picture, f": {headline(picture)}")
+    yield from system(picture)
+    yield from cluster(picture)
+    yield "---> Resources <---"
+    if not picture["resources"]:
+        yield "---> HINT: no resources found"
+    for name, resource in picture["resources"].items():
+        yield ""
+        yield from _resource(name, resource, style, picture)
+    yield from _debug("---> Debug <---", picture.get("debug"))
 
 
-def head(report: Report) -> Iterator[str]:
-    """Who and what."""
-    only = f", Resource: {report.only}" if report.only else ""
-    yield f"MARS Status - {report.host}, {report.program}{only}"
-    yield f"MARS Admin  - marsadm {report.program}"
-    yield f"MARS Module - {report.daemon or 'marsd does not run on this host'}"
-    yield f"MARS Kernel - {report.kernel}"
+def head(picture: Dict, worst: str) -> Iterator[str]:
+    """Who and what; the first line names the worst."""
+    only = f", Resource: {picture['only']}" if picture["only"] else ""
+    yield f"MARS Status - {picture['host']}, {picture['program']}{only}{worst}"
+    yield f"MARS Admin  - marsadm {picture['program']}"
+    yield f"MARS Module - {picture['daemon']['text']}"
+    yield f"MARS Kernel - {picture['kernel']}"
     yield RULE
 
 
-def _lines(report: Report, style: Style) -> Iterator[str]:
-    yield from head(report)
-    if not report.daemon:
-        yield "---> TODO: marsd does not run here: what follows is the last known state (start it: marsd start)"
-    yield from cluster(report)
-    yield "---> Resources <---"
-    if not report.resources:
-        yield "---> HINT: no resources found"
-    for resource in report.resources:
-        yield ""
-        yield from _resource(resource, style)
-
-
-def cluster(report: Report) -> Iterator[str]:
-    """The cluster line, with hosts that are short of space before it."""
-    for host, level, rest in report.full:
-        where = "Local Partition /mars" if host == report.host else f"Remotesystem {host}: /mars"
-        yield f"\t-> HINT: {where} is full (emergency level {level}, {rest} GiB left) !!!"
-    disk = "smoothly" if not report.full else "HINT"
-    transactions = "smoothly" if report.emergency < 4 else "and Replication not running !!!"
-    connects = "smoothly" if not report.silent else f"TODO ({', '.join(report.silent)})"
-    limit = "smoothly" if not report.sync_limit else f"set to {report.sync_limit}"
+def cluster(picture: Dict) -> Iterator[str]:
+    """The cluster line, and before it what is wrong with hosts."""
+    found = picture["cluster"]
+    for note in found["notes"]:
+        yield f"---> {note['tag']}: {told(note)}"
+    hosts = found["hosts"]
+    full = [host for host, one in hosts.items() if any(note["part"] == "space" for note in one["notes"])]
+    silent = [host for host, one in hosts.items() if one["alive"] is False]
+    for host, one in hosts.items():
+        for note in one["notes"]:
+            where = "" if note["part"] == "space" else f"{host}: "
+            yield f"\t-> {note['tag']}: {where}{told(note)}"
+    stopped = [one for one in hosts.values() if one["emergency"] >= 4]
+    stopped += [node for resource in picture["resources"].values() for node in resource["nodes"].values()
+                if node["actual"]["emergency"]]
+    unheard = picture["daemon"]["state"] in ("down", "silent")
+    disk = f"HINT ({', '.join(full)})" if full else "smoothly"
+    transactions = "and Replication not running !!!" if stopped else "smoothly"
+    connects = "unknown" if unheard else f"TODO ({', '.join(silent)})" if silent else "smoothly"
+    limit = f"set to {found['sync_limit']}" if found["sync_limit"] else "smoothly"
     yield f"-> Cluster Diskspace: {disk} Transactions: {transactions} Connects: {connects} Synclimit: {limit}"
 
 
-def _resource(resource: Resource, style: Style) -> Iterator[str]:
-    yield (
-        f"-> check resource {resource.name}, with {resource.size / TIB:.3f}TB, "
-        f"Primary Node is {resource.primary or 'unknown'}"
-    )
-    for tag, note in resource.notes:
-        yield f"---> {tag}: {note}"
-    for node in resource.nodes:
-        yield from _node(node, style)
-    yield _summary(resource)
-    if style.history:
-        yield from _history(resource)
-    if style.status:
-        yield from _status(resource)
+def told(note: Dict) -> str:
+    """A note with what to do."""
+    return f"{note['text']} ==> {note['do']}" if note["do"] else note["text"]
 
 
-def _summary(resource: Resource) -> str:
-    count = sum(node.joined for node in resource.nodes)
-    here = any(node.local and node.joined for node in resource.nodes)
-    mode = "remote" if not here else "standalone" if count == 1 else "clustered"
-    return f"   -> modus for resource {resource.name} is {mode} ({count} node{'' if count == 1 else 's'})"
-
-
-def _node(node: Node, style: Style) -> Iterator[str]:
-    who = f"   -> {'local' if node.local else 'remote'} Node ({node.host} [{node.ip or 'no address'}]) as"
-    if not node.joined:
-        yield f"{who} not joined"
+def _resource(name: str, resource: Dict, style: Style, picture: Dict) -> Iterator[str]:
+    primary = resource["designated"] or "unknown"
+    yield f"-> check resource {name}, with {size(resource['size'])}, Primary Node is {primary}"
+    for note in resource["notes"]:
+        yield f"---> {note['tag']}: {told(note)}"
+    if not resource["joined"]:
+        here = picture["host"]
+        ip = picture["cluster"]["hosts"].get(here, {}).get("ip") or "no address"
+        yield f"   -> local Node ({here} [{ip}]) as not joined"
         yield "   -> Resource is not joined to this node"
-        return
-    yield f"{who} {'Primary' if node.primary else 'Secondary'}, {_alive(node)}"
-    yield f"\tDevice  : Disk-Device {node.disk}{_enlarged(node)}" + (
-        f", used as Mars-Device /dev/mars/{node.device}" if node.device_on else ""
-    )
-    yield from _notes(node.device_notes)
-    yield f"\tSync    : {node.sync.done} bytes ({node.sync.done / TIB:.3f}TB) synced = {node.sync.percent}%" + _speed(
-        "at", node.sync_rate, node.sync if node.sync_running else None
-    )
-    yield from _notes(node.sync_notes)
-    yield from _bar(node.sync, style.terminal and node.sync_running)
-    yield f"\tFetch   : {node.fetched} bytes ({node.fetched / GIB:.3f}GB) in log-{node.log:09d} active" + _speed(
-        "received with", node.fetch_rate if node.fetching else 0, None
-    )
-    yield from _notes(node.fetch_notes)
-    todo = node.replay.total - node.replay.done
-    yield (
-        f"\tReplay  : {node.replayed} bytes ({node.replayed / GIB:.3f}GB) now replayed, Todo {todo}, "
-        f"completed {node.replay.percent}%" + _speed("at", node.replay_rate if todo else 0, node.replay)
-    )
-    yield from _notes(node.replay_notes)
-    yield from _bar(node.replay, style.terminal and node.replay_running and todo > 0)
-    yield from _verified(node)
+    for host, node in resource["nodes"].items():
+        yield from _node(name, host, node, style)
+    count = len(resource["nodes"])
+    yield f"   -> modus for resource {name} is {resource['modus']} ({count} node{'' if count == 1 else 's'})"
+    if style.history:
+        from marsx.monitor.history import text
+
+        yield from text(resource["history"], style.ascii)
+    if style.status:
+        from marsx.monitor.bars import status
+
+        yield from status(name, resource, style)
+    yield from _debug(f"   -> Debug for resource {name}", resource.get("debug"))
+
+
+def _node(name: str, host: str, node: Dict, style: Style) -> Iterator[str]:
+    place, role = "local" if node["local"] else "remote", "Primary" if _is_primary(node) else "Secondary"
+    yield f"   -> {place} Node ({host} [{node['ip'] or 'no address'}]) as {role}, {_alive(node)}"
+    yield _device(node)
+    yield from _notes(node, "device")
+    yield _sync(node["sync"])
+    yield from _notes(node, "sync")
+    yield from bar(node["sync"], style, node["sync"]["state"] == "running")
+    yield _fetch(node["fetch"])
+    yield from _notes(node, "fetch")
+    yield _replay(node)
+    yield from _notes(node, "replay")
+    yield from bar(node["replay"], style, node["replay"]["state"] == "running" and node["replay"]["rest"] > 0)
+    yield from _verify(node)
     yield f"\tActual  : {_actual(node)}"
     yield f"\tSwitches: {_switches(node)}"
-    yield from _notes(node.notes)
+    yield from _notes(node, "node")
 
 
-def _verified(node: Node) -> Iterator[str]:
-    found = node.verified
-    if found is None:
-        return
-    healed = f", {found.repaired} bytes repaired" if found.repaired else ""
-    yield (
-        f"\tVerify  : {found.done} bytes ({found.done / TIB:.3f}TB) compared, {found.differs} bytes differ{healed}, "
-        f"{found.state} before {_duration(found.age_s)}"
-    )
-    yield from _notes(node.verify_notes)
+def _is_primary(node: Dict) -> bool:
+    return node["designated"] or node["role"] == "primary"
 
 
-def _alive(node: Node) -> str:
-    if node.alive:
+def _notes(node: Dict, part: str) -> Iterator[str]:
+    for note in node["notes"]:
+        if note["part"] == part:
+            yield f"\t\t---> {note['tag']}: {told(note)}"
+
+
+def _alive(node: Dict) -> str:
+    if node["alive"]:
         return "System alive"
-    since = "" if node.silent_s < 0 else f" (last message before {node.silent_s} sec)"
+    age = node["age"]
+    since = " (never heard of)" if age is None else f" (last message before {int(age)} sec)" if age else ""
     return f"System unknown{since} !!!"
 
 
-def _enlarged(node: Node) -> str:
-    return ", enlarged" if node.actual_size // 4096 > node.size // 4096 else ", not enlarged"
+def _device(node: Dict) -> str:
+    disk, device = node["disk"], node["device"]
+    used = f", used as Mars-Device /dev/mars/{device['name']}" if device["on"] else ""
+    rate = f" at {size(device['rate'])}/s" if device["rate"] else ""
+    enlarged = any(note["code"] == "resize-possible" for note in node["notes"])
+    return f"\tDevice  : Disk-Device {disk['path']}, {'' if enlarged else 'not '}enlarged{used}{rate}"
 
 
-def _actual(node: Node) -> str:
-    attached = f"Attached={_on(node.attached)}"
-    if node.primary:
-        return f"Status=Primary, used Device={_on(node.device_on)}, {attached}"
-    return f"Status=Secondary, Syncstatus={_on(node.sync_running)}, Logfileupdate={_on(node.fetching)}, {attached}"
+def _speed(span: Dict, word: str) -> str:
+    """Rate, what is left and how long that takes, as far as there is any."""
+    if not span["rest"]:
+        return ""
+    rate = f", {word} {size(span['rate'])}/s" if span["rate"] else ""
+    done = f" (done in {duration(span['seconds'])})" if span["seconds"] else ""
+    return f", rest {size(span['rest'])}{rate}{done}"
 
 
-def _switches(node: Node) -> str:
-    names = (("connect", "Connect"), ("sync", "Sync"), ("allow-replay", "AllowReplay"))
-    others = " ".join(f"{label}={_on(node.switches[key])}" for key, label in names)
-    masked = f"[masked: {others}]" if node.primary else others
-    return f"Attach={_on(node.switches['attach'])} {masked}"
+def _sync(span: Dict) -> str:
+    return (f"\tSync    : {span['done']} bytes ({size(span['done'])}) synced = {span['percent']:.2f}%"
+            + _speed(span, "at"))
+
+
+def _fetch(span: Dict) -> str:
+    return (f"\tFetch   : {span['pos']} bytes ({size(span['pos'])}) in log-{span['log']:09d} active"
+            + _speed(span, "received with"))
+
+
+def _replay(node: Dict) -> str:
+    span = node["replay"]
+    rate = f", at {size(span['rate'])}/s" if span["rate"] and span["rest"] else ""
+    done = f" (done in {duration(span['seconds'])})" if span["seconds"] else ""
+    todo = f"{span['rest']} ({size(span['rest'])})" if span["rest"] else "0"
+    return (f"\tReplay  : {span['pos']} bytes ({size(span['pos'])}) now replayed, Todo {todo}, "
+            f"completed {span['percent']:.2f}%{rate}{done}{_lag(node)}")
+
+
+def _lag(node: Dict) -> str:
+    """How old the oldest log is that is missing on the disk; nothing on a primary."""
+    if node["role"] == "primary":
+        return ""
+    seconds = node["lag"]["seconds"]
+    about = "" if node["lag"]["exact"] else "about "
+    return ", lag unknown" if seconds is None else f", lag {about}{duration(seconds)}"
+
+
+def _verify(node: Dict) -> Iterator[str]:
+    found = node["verify"]
+    if found is None:
+        return
+    healed = f", {found['repaired']} bytes repaired" if found["repaired"] else ""
+    when = "" if found["age"] is None else f" before {duration(found['age'])}"
+    compared = f"{found['done']} bytes ({size(found['done'])}) compared, {found['differs']} bytes differ{healed}"
+    yield f"\tVerify  : {compared}, {found['state']}{when}"
+    yield from _notes(node, "verify")
+
+
+def _actual(node: Dict) -> str:
+    actual = node["actual"]
+    attached = f"Attached={_on(actual['attached'])}"
+    if _is_primary(node):
+        return f"Status=Primary, used Device={_on(node['device']['on'])}, {attached}"
+    return f"Status=Secondary, Syncstatus={_on(actual['syncing'])}, Logfileupdate={_on(actual['copying'])}, {attached}"
+
+
+def _switches(node: Dict) -> str:
+    switches = node["switches"]
+    names = (("connect", "Connect"), ("sync", "Sync"), ("allow_replay", "AllowReplay"))
+    others = " ".join(f"{label}={_on(switches[key])}" for key, label in names)
+    return f"Attach={_on(switches['attach'])} " + (f"[masked: {others}]" if _is_primary(node) else others)
 
 
 def _on(value: bool) -> str:
     return "on" if value else "off"
 
 
-def _notes(notes: tuple[Note, ...]) -> Iterator[str]:
-    for tag, note in notes:
-        yield f"\t\t---> {tag}: {note}"
-
-
-def _speed(word: str, rate: int, bar: Bar | None) -> str:
-    if rate <= 0:
-        return ""
-    rest = 0 if bar is None else bar.total - bar.done
-    done = f" (done in {_duration(rest // rate)})" if rest > 0 else ""
-    return f", {word} {rate / 1e6:.1f} MB/s{done}"
-
-
-def _duration(seconds: int) -> str:
-    if seconds < 120:
-        return f"{seconds} sec"
-    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h {seconds % 3600 // 60} min"
-
-
-def _bar(bar: Bar, wanted: bool, width: int = BAR_WIDTH) -> Iterator[str]:
+def bar(span: Dict, style: Style, wanted: bool, width: int = BAR_WIDTH) -> Iterator[str]:
     """[==========>.........]  52.11%"""
-    if not wanted or not bar.total:
+    if not (style.terminal and wanted and span["total"]):
         return
-    filled = width if bar.done >= bar.total else min(width - 1, width * bar.done // bar.total)
+    filled = width if not span["rest"] else min(width - 1, width * span["done"] // span["total"])
     shape = "=" * filled + (">" if filled < width else "") + "." * (width - filled - 1)
-    yield f"\t\t[{shape}] {bar.percent:>6}%"
+    yield f"\t\t[{shape}] {span['percent']:6.2f}%"
 
 
-def _history(resource: Resource) -> Iterator[str]:
-    yield "   -> History Replay/Status"
-    for block in resource.history:
-        yield "  |"
-        yield f"  |-----> Vers.{block.nr:09d} -----> {_log_line(block)}"
-        digests = {(link.digest, link.size) for link in block.links}
-        for link in block.links:
-            yield f"  |   |-----> {_link_line(link, len(digests) == 1)}"
-        for note in _block_notes(block):
-            yield f"  |   |-----> {note}"
+# What options add
 
 
-def _log_line(block: VersionBlock) -> str:
-    size = max(link.size for link in block.links)
-    producers = sorted({link.producer for link in block.links})
-    return f"Logfile Size: {size} bytes ({size / GIB:.3f}GB) by {', '.join(producers)}"
+def system(picture: Dict) -> Iterator[str]:
+    """--system: every tunable with what it is set to and what counts."""
+    if "system" not in picture:
+        return
+    yield "---> Systemdata <---"
+    for name, one in picture["system"].items():
+        unit = f" {one['unit']}" if one["unit"] else ""
+        set_to = "is unset" if one["set"] is None else f"is set to {one['set']}{unit} ({one['source']})"
+        used = "" if one["used"] is None else f", {one['used']}{unit} in use now"
+        yield f"-> {name} {set_to}, actually {one['value']}{unit}{used}: {one['meaning']}"
 
 
-def _link_line(link: LinkLine, equal: bool) -> str:
-    role = "Primary  " if link.producer == link.host else "Secondary"
-    state = {"done": "replay OK", "waiting": "replay waiting for start", "incomplete": "replay incomplete"}[link.replay]
-    verify = "verify OK" if equal else "verify open"
-    return (
-        f"{role} Node: {link.host:<20} Check: {link.digest} Size: {link.size} bytes ({link.size / GIB:.3f}GB) "
-        f"---> {state}, {verify}"
-    )
-
-
-def _block_notes(block: VersionBlock) -> Iterator[str]:
-    sizes = {link.size for link in block.links}
-    digests = {link.digest for link in block.links}
-    if len(block.links) < block.members:
-        nodes = f"Cluster has {block.members} Nodes, but only find {len(block.links)}"
-        yield f"HINT: Count of Logfiles different = ({nodes})"
-    if len(digests) > 1 and len(sizes) < len(digests):
-        yield "HINT: Logfiles have not equal Checksums and same size, check for SPLIT-BRAIN"
-    if block.in_use:
-        done = all(link.replay == "done" for link in block.links)
-        yield f"WORK: Version is actual and used. {'Wait for more ...' if done else 'Replay in progress ...'}"
-    elif len(digests) == 1 and all(link.replay == "done" for link in block.links):
-        yield "TODO: Logfiles have all equal Sizes and Checksums, can be deleted ..."
-
-
-def _status(resource: Resource) -> Iterator[str]:
-    """Bars of all nodes on one scale: D the device, S synced, F fetched, R replayed."""
-    joined = [node for node in resource.nodes if node.joined]
-    yield f"   -> Cluster Status - Resource {resource.name}"
-    widest = max((len(node.host) for node in joined), default=0)
-    biggest = max((max(node.actual_size, node.size) for node in joined), default=0)
-    newest = max((node.replay.total for node in joined), default=0)
-    for node in joined:
-        total = node.fetch_rest + (node.replay.total - node.fetch_rest)
-        yield _scale(node.host, widest, node.actual_size or node.size, biggest, "D")
-        yield _scale("", widest, node.sync.done, biggest, "S")
-        yield _scale("", widest, total - node.fetch_rest, newest, "F")
-        yield _scale("", widest, node.replay.done, newest, "R")
-
-
-def _scale(name: str, widest: int, value: int, top: int, letter: str, width: int = 60) -> str:
-    filled = width if value >= top else width * value // top
-    return f"      {name:<{widest}} |{'>' * filled}{letter}"
+def _debug(title: str, found: list[Dict] | None) -> Iterator[str]:
+    """--debug: what marsd has said of late."""
+    if found is None:
+        return
+    yield title
+    for one in found:
+        yield f"\t{one['time']}: {one['level']} {one['text']}"
+    if not found:
+        yield "\tnothing"

@@ -25,6 +25,8 @@ from marsx.tree.view import View
 
 PING_TIMEOUT = 2.0
 ANSWER_MAX = 16 << 20
+BEFORE_MAX = 1 << 20
+"""How far back the header of a group is looked for."""
 
 RUNNING, SILENT, DOWN, UNASKED = "running", "silent", "down", "unasked"
 
@@ -78,6 +80,8 @@ class Seen:
     """resource -> its log files here, by number; None: not looked."""
     when: Callable[[str, LogPos, int], int] = lambda resource, pos, end: 0
     """(resource, position, end of its log) -> real time in ns at which the group behind it was written, 0: not known"""
+    before: Callable[[str, LogPos], int] = lambda resource, pos: 0
+    """(resource, position) -> the same of the group in front of it"""
     sync_limit: int = 0
     free_bytes: int | None = None
     total_bytes: int | None = None
@@ -100,6 +104,7 @@ def look(view: View, paths: Paths, host: str, daemon: Daemon, only: str = "") ->
         disks=frozenset(name for name in here if os.path.exists(view.data(name, host))),
         logs={name: log_files(paths.mars_dir, name) for name in names},
         when=partial(time_behind, paths.mars_dir),
+        before=partial(time_before, paths.mars_dir),
         sync_limit=sync_limit(paths),
         free_bytes=free,
         total_bytes=total,
@@ -152,22 +157,41 @@ def time_behind(mars_dir: str, resource: str, pos: LogPos, end: int) -> int:
     return max(times, default=0)
 
 
+def time_before(mars_dir: str, resource: str, pos: LogPos) -> int:
+    """When the group in front of a position was written, 0 if that cannot be read here (or it is a very large one)."""
+    start = max(0, pos.pos - BEFORE_MAX)
+    data = _read(f"{mars_dir}/resource-{resource}/{pos.log}", BLOCK + start, pos.pos - start)
+    for offset in range(len(data) - BLOCK, -1, -BLOCK):
+        at = _header_time(data[offset : offset + GROUP_FIELDS.size], pos.nr, start + offset)
+        if at:
+            return at
+    return 0
+
+
 def _group_time(path: str, nr: int, pos: int) -> int:
+    return _header_time(_read(path, BLOCK + pos, GROUP_FIELDS.size), nr, pos)
+
+
+def _header_time(block: bytes, nr: int, pos: int) -> int:
+    """The real time in a group header, 0 if it is none of just this log and position."""
+    if len(block) < GROUP_FIELDS.size or not block.startswith(GROUP_MAGIC):
+        return 0
+    fields = GROUP_FIELDS.unpack(block)
+    return int(fields[12]) if (fields[5], fields[7]) == (nr, pos) else 0
+
+
+def _read(path: str, offset: int, length: int) -> bytes:
+    """A part of a log file, empty if it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return 0
+        return b""
     try:
-        block = os.pread(fd, GROUP_FIELDS.size, BLOCK + pos)
+        return os.pread(fd, length, offset)
     except OSError:
-        return 0
+        return b""
     finally:
         os.close(fd)
-    if len(block) < GROUP_FIELDS.size:
-        return 0
-    fields = GROUP_FIELDS.unpack(block)
-    magic, its_nr, its_pos, real_ns = fields[0], fields[5], fields[7], fields[12]
-    return int(real_ns) if (magic, its_nr, its_pos) == (GROUP_MAGIC, nr, pos) else 0
 
 
 def ask_daemon(path: str) -> Daemon:

@@ -90,7 +90,7 @@ def test_chapter_7(cluster):
         enlarge(host, 400 * MIB)
         host.wait(lambda host=host: int(host.link(f"resource-data/actsize-{host.name}") or 0) == 400 * MIB,
                   what="marsd to see the larger device")
-    assert "resize is possible" in b.run("mars-status --long data", check=False).stdout + b.run("mars-status").stdout
+    b.wait(lambda: "resize is possible" in b.run("mars-status --resource=data", check=False).stdout, what="the advice")
     follow(hosts, RESIZE)
     assert int(b.run("blockdev --getsize64 /dev/mars/data").stdout) == scenario.size(b, "data") == 400 * MIB
     assert os.statvfs(b.path("/mnt")).f_blocks * os.statvfs(b.path("/mnt")).f_frsize > 330 * MIB

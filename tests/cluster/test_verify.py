@@ -18,6 +18,11 @@ def damage(host: Host, *blocks: int) -> None:
                   "oflag=direct", "conv=notrunc", "status=none"])
 
 
+def _status(host: Host) -> str:
+    """What an administrator sees."""
+    return host.run("mars-status", check=False).stdout
+
+
 def verify(host: Host, options: str = "") -> tuple[int, list[tuple[int, int]], str]:
     """(exit status, ranges, stderr)."""
     done = host.run(f"marsadm verify data {options}", check=False)
@@ -49,7 +54,7 @@ def test_exact_under_load_and_repaired(pair, tmp_path):
         expected = [(100 * 4096, 8192), (5000 * 4096, 4096), (last * 4096, 4096)]
         assert verify(b)[:2] == (1, expected)
         assert (fact(b, "state"), fact(b, "differs"), fact(b, "source")) == ("differs", "16384", "a")
-        assert "16384 bytes differ from a: marsadm verify data --host=b --repair" in b.run("mars-status").stdout
+        assert "16384 bytes differ from a ==> marsadm verify data --host=b --repair" in _status(b)
         status, ranges, err = verify(a, "--host=b --repair")
         assert (status, ranges) == (1, expected) and "16384 of them are repaired" in err
         assert verify(a, "--host=b")[:2] == (0, [])
@@ -73,7 +78,7 @@ def test_ends_cleanly_and_refuses_what_makes_no_sense(pair):
     os.kill(inside[-1], signal.SIGINT)
     assert child.wait(20) == 130
     b.wait(lambda: fact(b, "state") == "stopped", what="the verify to end")
-    assert "did not come to its end" in b.run("mars-status").stdout
+    assert "did not come to its end" in _status(b)
     a.run("dd if=/dev/urandom of=/dev/mars/data bs=1M count=8 oflag=direct status=none")
     scenario.wait_equal(a, b, "data")
     assert verify(b)[0] == 0
@@ -115,7 +120,7 @@ def test_scrub_goes_by_itself_and_lets_people_first(pair):
     b.wait(lambda: fact(b, "state") == "running", what="the scrub to begin")
     damage(b, 40)
     assert verify(b)[:2] == (1, [(40 * 4096, 4096)])
-    assert "4096 bytes differ from a" in b.run("mars-status").stdout
+    assert "4096 bytes differ from a" in _status(b)
     assert verify(b, "--repair")[0] == 1
     assert fact(b, "state") == "repaired"
     damage(b, 50)
