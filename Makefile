@@ -8,7 +8,7 @@ HOST_PYTHON = $(shell for p in python3 python3.11 python3.12 python3.13 /usr/bin
 DEPS := .venv/.deps-done
 EXTENSIONS := build/.extensions-done
 EXT_SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*.h ext/*.c marsx/_ext/*.pxd) setup.py
-PYZ_SOURCES := $(shell find marsx -name '*.py' 2>/dev/null) tools/mkpyz.py tools/pyz_main.py tools/pyz_extract.py \
+PYZ_SOURCES := $(shell find marsx -name '*.py' -o -path '*/share/*' 2>/dev/null) tools/mkpyz.py tools/pyz_main.py tools/pyz_extract.py \
 	mars.pyz.spec pyproject.toml
 LINTED := setup.py marsx tools tests $(wildcard bench)
 # More arguments for pytest: make test ARGS='tests/unit/base -k config'

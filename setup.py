@@ -186,6 +186,7 @@ def modules() -> list[Extension]:
 
 setup(
     packages=find_packages(include=["marsx", "marsx.*"]),
+    package_data={"marsx.monitor": ["share/*"]},
     ext_modules=modules(),
     cmdclass={"build_ext": BuildExt},
     options={"build_ext": PLACE.get(KIND, {}), **({} if KIND == "coverage" else

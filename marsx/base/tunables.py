@@ -67,6 +67,7 @@ _TABLE = (
     Tunable("max_lamport_future", 2592000, "s", 60, _BIG, "a stamp that far ahead of all clocks is not believed"),
     Tunable("mars_port", 7777, "", 1, 65535, "TCP port; counts when marsd starts"),
     Tunable("network_io_timeout", 30, "s", 1, 10**6, "deadline of every wait on the network"),
+    Tunable("web_port", 0, "", 0, 65535, "TCP port of /metrics and of the status page; 0 = there is none"),
     Tunable("stuck_seconds", 60, "s", 0, 10**6,
             "what is switched on and does not move for so long is a stall, which is explained; 0 = never"),
     Tunable("handler_limit", 2048, "", 1, 10_000, "incoming connections at once; counts when marsd starts"),

@@ -31,6 +31,7 @@ from marsx.daemon.site import Site
 from marsx.daemon.slots import SyncSlots
 from marsx.daemon.spans import PrimarySpans
 from marsx.daemon.stall import Stalls
+from marsx.daemon.web import Web
 from marsx.peer import client, fetch, sync, tls
 from marsx.peer.join import JoinService
 from marsx.peer.limit import Bucket
@@ -105,7 +106,7 @@ class Worker:
         self.loop = asyncio.get_running_loop()
         self.files = tls.TlsFiles.of(where)
         self.runners: dict[str, Runner] = {}
-        self.exchange = Exchange(self.store, self._dial, self._peers_changed, self._foreign_own)
+        self.exchange = Exchange(self.store, self._dial, self._kick_all, self._foreign_own)
         kept = {device["name"]: device for device in hello.get("devices", ()) if device.get("state") != "gone"}
         self._gone = [device["name"] for device in hello.get("devices", ()) if device.get("state") == "gone"]
         self.site = Site(
@@ -153,7 +154,7 @@ class Worker:
         self._served = Bucket(lambda: self.settings.get("traffic_tuning/server_role_traffic_ratelimit_kb"))
         self._context: ssl.SSLContext | None = None
         self._leftover: set[asyncio.Task[Any]] = set()
-        self.stalls = Stalls(self)
+        self.stalls, self.web = Stalls(self), Web(self)
 
     # ---- start ----
 
@@ -368,9 +369,6 @@ class Worker:
         self._leftover.add(task)
         task.add_done_callback(self._leftover.discard)
 
-    def _peers_changed(self) -> None:
-        self._kick_all()
-
     def _foreign_own(self, sender: str, entries: list[Entry]) -> None:
         """Others hold newer facts of ours (rule 22). The clock is past them already: what we know is said again;
         positions when it is known that they lie within what is here."""
@@ -420,6 +418,7 @@ class Worker:
                 for runner in list(self.runners.values()):
                     await self._keep_house(runner, count % every == 0, count % 10 == 0, scarce)
                 self.stalls.tick()
+                await self.web.tick()
                 self.store.retry()
                 if count % 5 == 0:
                     self.site.forget_view()  # for those who ask who is alive
@@ -585,6 +584,7 @@ class Worker:
         if self._ticker is not None:
             self._ticker.cancel()
         with contextlib.suppress(Exception):
+            await self.web.close()
             await self.exchange.close()
         if self._server is not None:
             with contextlib.suppress(Exception):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -290,3 +291,10 @@ def test_a_resource_that_cannot_be_looked_at_does_not_hide_the_others(expect_mes
     lab.stalls._worker.runners = {"bad": SimpleNamespace(resource="bad", site=None), "r": lab.runner}
     lab.tree["resource-r/syncstatus-b"] = "10"
     assert lab.after(61) == "sync=peer-silent"
+
+
+def test_documented():
+    """docs/monitoring.md says of each activity and cause what it means."""
+    page = (Path(__file__).resolve().parents[3] / "docs/monitoring.md").read_text(encoding="utf-8")
+    for word in (*stall.ACTIVITIES, *(cause.code for cause in CAUSES)):
+        assert f"`{word}`" in page, word
