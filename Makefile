@@ -86,9 +86,10 @@ demo: build pyz ## two hosts on this machine replicate a live file system; every
 errors: $(DEPS) ## write docs/errors.md
 	$(PY) tools/errors_page.py
 
-man: build ## write docs/man, docs/completion and the tables of docs/views.md from the tables of the programs
+man: build ## write docs/man, docs/completion, docs/views.md, files of monitor/share from the tables of the programs
 	$(PY) tools/manpages.py
 	$(PY) -m tools.viewspage
+	$(PY) -m tools.monitoring
 
 fuzz: $(DEPS) ## hostile logs, links and frames under the sanitizers (SECONDS=60 SEED=1); tests/fuzz/__init__.py
 	MARS_BUILD=asan MARS_EXT=marssum,marslog,marsreplay,marsscan,marsshadow $(PY) setup.py -q build_ext
