@@ -48,6 +48,7 @@ EXTRA = {
     "marssum": {"sources": [XXH3], "blosc2": True},
     "marslog": {"sources": [XXH3]},
     "marsshadow": {"sources": [XXH3]},
+    "marsdirect": {"sources": [XXH3]},
     "marsdev": {"sources": [XXH3]},
     "marsinject": {"sources": [XXH3]},
     "marsscan": {"sources": [XXH3]},

@@ -186,6 +186,8 @@ static inline void mars_log_commit(struct mars_log *l)
 /* Locked. 1 when the open group takes a payload of `span` bytes now, 0 when the caller has to wait. */
 static inline int mars_log_room(struct mars_log *l, uint32_t span)
 {
+    if (l->mode == MARS_ENTERING)
+        return 0;
     if (l->hook.room && !l->hook.room(l->hook.arg)) {
         if (!l->pressed) {                  /* write-back has to come now, however little there is */
             l->pressed = 1;
@@ -199,10 +201,10 @@ static inline int mars_log_room(struct mars_log *l, uint32_t span)
 /* Locked (given up while waiting). Until a record fits. */
 static inline void mars_log_wait_room(struct mars_log *l, uint32_t span)
 {
-    while (l->failed == 0 && !l->stop && !mars_log_room(l, span)) {
+    while (l->failed == 0 && !l->stop && l->mode != MARS_DIRECT && !mars_log_room(l, span)) {
         l->count.waits++;
         mars_log_commit_locked(l);
-        if (l->failed == 0 && !l->stop && !mars_log_room(l, span)) {
+        if (l->failed == 0 && !l->stop && l->mode != MARS_DIRECT && !mars_log_room(l, span)) {
             struct timespec until = mars_deadline(50);
             pthread_cond_timedwait(&l->space, &l->lock, &until);
         }
@@ -225,8 +227,8 @@ static inline void mars_log_take(struct mars_log *l, const struct mars_req *req,
         pthread_cond_broadcast(&l->space);
 }
 
-/* One record into the open group, waiting while there is no room, and commit. 0 or a negative errno (not answered
- * then). */
+/* One record into the open group, waiting while there is no room, and commit. 0, MARS_DIVERTED (the log takes nothing
+ * now) or a negative errno (not answered then). */
 static inline int mars_log_append(struct mars_log *l, const struct mars_req *req, const struct mars_record *r,
                                   const uint8_t *data)
 {
@@ -236,6 +238,8 @@ static inline int mars_log_append(struct mars_log *l, const struct mars_req *req
     mars_log_wait_room(l, span);
     if (l->failed || l->stop) {
         rc = l->failed ? l->failed : -EIO;
+    } else if (l->mode == MARS_DIRECT) {
+        rc = MARS_DIVERTED;
     } else if (l->hook.accept) {
         rc = l->hook.accept(l->hook.arg, r->offset, r->length, mars_groups_place(&l->groups, r->stored), r->stored,
                             r->crc);
@@ -250,15 +254,20 @@ static inline int mars_log_append(struct mars_log *l, const struct mars_req *req
     return rc;
 }
 
+/* Inside the device, and in whole logical blocks: no disk takes anything else, and a logged record is for ever. */
+static inline int mars_log_takes(const struct mars_log *l, const uint8_t *data, uint64_t off, uint64_t length)
+{
+    return l->started && length && (!data || length <= MARS_WRITE_MAX) && mars_inside(off, length, l->device_size) &&
+           !((off | length) & (l->block_size - 1));
+}
+
 /* Log a write (data) or a discard or write of zeros (NULL), and see that it is committed. 0: it is or will be
- * answered; a negative errno: the caller answers. Inside the device, and in whole logical blocks: no disk takes
- * anything else, and a logged record is for ever. */
+ * answered; MARS_DIVERTED or a negative errno: the caller answers. */
 static inline int mars_log_record(struct mars_log *l, const struct mars_req *req, int kind, const uint8_t *data,
                                   uint64_t off, uint64_t length)
 {
     struct mars_record r;
-    if (!l->started || length == 0 || (data && length > MARS_WRITE_MAX) || !mars_inside(off, length, l->device_size) ||
-        ((off | length) & (l->block_size - 1)))
+    if (!mars_log_takes(l, data, off, length))
         return -EIO;
     if (mars_log_knows(l, req->unique)) {
         l->count.known++;

@@ -32,7 +32,14 @@ enum {
     MARS_WRITE_MAX = 1 << 20,
 };
 
-enum mars_log_failure { MARS_FAIL_WRITE = 1, MARS_FAIL_SYNC, MARS_FAIL_READ_BACK, MARS_FAIL_INVARIANT };
+enum mars_log_failure {
+    MARS_FAIL_WRITE = 1, MARS_FAIL_SYNC, MARS_FAIL_READ_BACK, MARS_FAIL_INVARIANT, MARS_FAIL_MAP, MARS_FAIL_DISK
+};
+
+/* Does the log take what is written? (direct.h) ENTERING: nothing is accepted. DIRECT: nothing ever again, until the
+ * log goes on; who waits for room is sent away with MARS_DIVERTED. */
+enum mars_log_mode { MARS_LOGGING, MARS_ENTERING, MARS_DIRECT };
+enum { MARS_DIVERTED = 1 };
 
 #define MARS_RESENT ((uint64_t)1 << 63)     /* in a request's unique: the kernel sent it again */
 
@@ -70,6 +77,7 @@ struct mars_log {
     uint8_t written_digest[16], durable_digest[16];
     struct mars_expect seal;                /* chain state behind the newest sealed group */
     int started, frozen, stop;
+    int mode;                               /* enum mars_log_mode */
     int failed, fail_where;                 /* negative errno and enum mars_log_failure of the first error */
     int in_flight;                          /* group writes */
     int syncing;                            /* an fdatasync runs */

@@ -15,6 +15,8 @@ cdef extern from "request.h" nogil:
 cdef extern from "groups.h" nogil:
     struct mars_groups:
         uint8_t *ring
+        uint64_t first
+        uint64_t next
         uint64_t low
         uint64_t high
         uint64_t appended
@@ -44,6 +46,12 @@ cdef extern from "log.h" nogil:
         MARS_FAIL_SYNC
         MARS_FAIL_READ_BACK
         MARS_FAIL_INVARIANT
+        MARS_FAIL_MAP
+        MARS_FAIL_DISK
+        MARS_LOGGING
+        MARS_ENTERING
+        MARS_DIRECT
+        MARS_DIVERTED
     struct mars_log_hooks:
         int (*room)(void *arg) noexcept nogil
         int (*accept)(void *arg, uint64_t off, uint64_t length, uint64_t v, uint32_t stored,
@@ -79,6 +87,7 @@ cdef extern from "log.h" nogil:
         int started
         int frozen
         int stop
+        int mode
         int failed
         int fail_where
         int in_flight

@@ -49,7 +49,8 @@ if mars_crc32c_env() != 0 or mars_xxh3_env() != 0:
 
 FAILURES = {MARS_FAIL_WRITE: "writing the log", MARS_FAIL_SYNC: "syncing the log",
             MARS_FAIL_READ_BACK: "reading the log back",
-            MARS_FAIL_INVARIANT: "an invariant of the volume does not hold"}
+            MARS_FAIL_INVARIANT: "an invariant of the volume does not hold",
+            MARS_FAIL_MAP: "writing the map of changed regions", MARS_FAIL_DISK: "flushing the data device"}
 
 
 cdef class Log:

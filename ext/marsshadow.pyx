@@ -551,7 +551,8 @@ cdef class Volume(Log):
         writeback, extents, covered = self.writeback, self.index.extents, self.index.covered
         pthread_mutex_unlock(&self.log.lock)
         found = self.state_of(&n)
-        found.update(writeback_rest=n.appended - writeback, extents=extents, shadow_bytes=covered)
+        found.update(writeback_rest=n.appended - writeback, settled_rest=n.durable - writeback, extents=extents,
+                     shadow_bytes=covered)
         return found
 
     @property

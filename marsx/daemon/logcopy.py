@@ -21,7 +21,7 @@ from marsx.log import reader, record, writer
 from marsx.log.chain import Point
 from marsx.log.record import BLOCK, FileHeader
 from marsx.peer.fetch import Fed, Start
-from marsx.volume.env import Env, previous_point
+from marsx.volume.env import Env, point_before
 
 VERSION_INTERVAL_S = 1.0
 
@@ -167,7 +167,7 @@ class LogCopy:
                 at, digest, header = self.at, self.digest, self.header
             self._published = now
             if header is not None:
-                self.env.facts.version(at, digest, previous_point(header.pred, header.pred_digest))
+                self.env.facts.version(at, digest, point_before(header))
             return True
         finally:
             self._publishing.release()

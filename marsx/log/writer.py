@@ -19,7 +19,7 @@ from marsx.base import durable
 from marsx.base.errors import DamagedError, MarsError, NotFoundError, PreconditionError
 from marsx.base.position import LogPos
 from marsx.log.reader import LogEntry, is_empty, list_logs, open_log
-from marsx.log.record import BLOCK, FileHeader
+from marsx.log.record import BLOCK, NO_ID, FileHeader
 
 SPARE = ".spare-log"
 _TWICE = "see mars-status --history; a log is never written twice"
@@ -149,7 +149,7 @@ def remove_leftovers(directory: str) -> list[str]:
     """Remove files that creations left behind when they were cut off; returns their paths. Not while one is running."""
     gone = []
     for name in os.listdir(directory):
-        if name.startswith(durable.TEMP_PREFIX) and ".log-" in name:
+        if name.startswith(durable.TEMP_PREFIX) and (".log-" in name or name.endswith((".gap-log", ".gap-map"))):
             path = os.path.join(directory, name)
             os.unlink(path)
             gone.append(path)
@@ -250,6 +250,9 @@ def _unchained(log: LogFile, entries: list[LogEntry], uuid: str, resource: str) 
 
 
 def _has_contents(log: LogFile, uuid: str, resource: str) -> bool:
+    """A gap is history, however empty its log (rule 27)."""
+    if log.header.gap_id != NO_ID:
+        return True
     with open_log(log.path, uuid, resource) as opened:
         return not is_empty(opened)
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from marsx.base.errors import MarsError
 from marsx.base.position import LogPos
+from marsx.log.chain import link_of
+from marsx.log.record import NO_DIGEST, FileHeader
 
 NO_ROOM_PAUSE_S = 0.5
 
@@ -66,6 +68,6 @@ def announce(env: Env, at: LogPos, length: int, pause: Callable[[float], bool]) 
                 return False
 
 
-def previous_point(pred: LogPos | None, pred_digest: str) -> str:
-    """The part of a version link behind the colon."""
-    return "" if pred is None else f"{pred_digest},{pred}"
+def point_before(header: FileHeader) -> str:
+    """The part of the version link of this log behind the colon: the end of the log before, or the hole (rule 27)."""
+    return str(link_of(header, 0, NO_DIGEST)).partition(":")[2]

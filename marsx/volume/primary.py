@@ -15,13 +15,13 @@ import struct
 import threading
 import time
 
-from marsx._ext import marslog, marsreplay, marsshadow
-from marsx.base.errors import MarsError
+from marsx._ext import marsdirect, marslog, marsreplay
+from marsx.base.errors import MarsError, PreconditionError
 from marsx.base.position import LogPos, log_name
 from marsx.log import record, writer
 from marsx.log.record import FileHeader
-from marsx.volume import recovery
-from marsx.volume.env import Env, announce, previous_point
+from marsx.volume import emergency, gap, recovery
+from marsx.volume.env import Env, announce, point_before
 from marsx.volume.replay import apply_windows
 
 PREALLOCATE = 64 << 20
@@ -43,16 +43,19 @@ class Primary:
         self.disk_fd = disk_fd
         self.event_fd = event_fd
         self.header: FileHeader | None = None
-        self.volume: marsshadow.Volume | None = None
+        self.volume: marsdirect.DirectVolume | None = None
         self.error = ""
         self._fds: dict[int, int] = {}
         self._headers: dict[int, FileHeader] = {}
-        self._rotate_lock = threading.Lock()
+        self.changed: gap.Map | None = None                 # in emergency mode: the map
+        self.rotate_lock = threading.Lock()
         self._publish_lock = threading.Lock()
         self._publish_wanted = False
         self._stopping = False
         self._drain = threading.Event()
         self._drained = threading.Event()
+        self._durable_only = False
+        self._map_fd = -1
         self._ended = False                                 # the write-back thread is no more
         self._closed = False
 
@@ -66,7 +69,8 @@ class Primary:
         logs = [] if first else recovery.recover(self.env, at, at_digest, known_durable, uniques=same_device)
         try:
             self._check_sizes(logs)
-            while not self._build(logs, at):
+            changed = emergency.is_in_between(logs[-1], self.env.directory) if logs else None
+            while not self._build(logs[:-1] if changed else logs, at):
                 at, old, logs = self._bring_forward(logs), logs, []
                 recovery.close_all(old)
                 logs = recovery.recover(self.env, at, "", known_durable, uniques=same_device)
@@ -78,10 +82,12 @@ class Primary:
             known = {unique for log in logs for unique in log.scan.uniques if unique}
             self.volume.set_known(struct.pack(f"<{len(known)}Q", *sorted(known)))
         last = logs[-1] if logs else None
+        if last is not None and changed is not None:
+            emergency.resume(self, last, changed)
+            return
         if last is not None:
             writer.end_log(last.fd, last.end, last.path)
-            self.env.facts.version(last.position, last.digest,
-                                   previous_point(last.header.pred, last.header.pred_digest))
+            self.env.facts.version(last.position, last.digest, point_before(last.header))
         nr = at.nr if first else last.header.nr + 1 if last else at.nr + 1
         self._start_log(nr, last.position if last else None, last.digest if last else record.NO_DIGEST, fresh=True)
 
@@ -96,8 +102,8 @@ class Primary:
         """A new volume with these logs in its index; False when the index is too small for the backlog."""
         env = self.env
         self._fds.clear()
-        self.volume = marsshadow.Volume(self.disk_fd, env.device_size, env.block_size, env.ring_bytes, env.index_bytes,
-                                        self.event_fd)
+        self.volume = marsdirect.DirectVolume(self.disk_fd, env.device_size, env.block_size, env.ring_bytes,
+                                              env.index_bytes, self.event_fd)
         self.volume.flush_ns = env.flush_ms * 1_000_000
         for log in logs:
             cursor = None
@@ -171,7 +177,7 @@ class Primary:
                     self._write_back(window)
                 if not have:
                     window.rest()
-                if self._drain.is_set() and not self.volume.state["writeback_rest"]:
+                if self._drain.is_set() and not self.volume.state[self._rest]:
                     self._drained.set()
         except (OSError, ValueError, MarsError) as err:
             self.error = f"write-back stopped: {err}"
@@ -179,6 +185,11 @@ class Primary:
         finally:
             self._ended = True
             self._drained.set()
+
+    @property
+    def _rest(self) -> str:
+        """What a drain waits for: in a frozen log, groups that are not in it do not count."""
+        return "settled_rest" if self._durable_only else "writeback_rest"
 
     def _write_back(self, window: marsreplay.Window) -> None:
         volume = self.volume
@@ -188,7 +199,7 @@ class Primary:
             return
         after = volume.writeback_cursor
         start = LogPos(after.nr, self._producer(after.nr), at.pos if at.nr == after.nr else 0)
-        if not announce(self.env, start, after.pos - start.pos, self._pause):
+        if not announce(self.env, start, after.pos - start.pos, self.pause):
             return
         window.apply(self.disk_fd, self.env.fly)
         volume.finish_window(window)
@@ -198,7 +209,7 @@ class Primary:
             self._headers.pop(nr, None)
             os.close(fd)
 
-    def _pause(self, seconds: float) -> bool:
+    def pause(self, seconds: float) -> bool:
         time.sleep(seconds)
         return self._stopping
 
@@ -210,7 +221,7 @@ class Primary:
         as it is and goes on in it, unless N+1 is there already: then writers wait, because N+1 says where N ends (rule
         4)."""
         assert self.header is not None
-        with self._rotate_lock:
+        with self.rotate_lock:
             old = os.dup(self._fds[self.header.nr])     # write-back may close the log as soon as the next one begins
             try:
                 end = self._change_log()
@@ -221,22 +232,24 @@ class Primary:
 
     def _change_log(self) -> LogPos:
         assert self.volume is not None and self.header is not None
+        if self.changed is not None:
+            raise PreconditionError(f"{self.env.resource} is in emergency mode: no log is written",
+                                    "make room in /mars; it ends by itself (logger_resume)")
         old, following = self.header, log_name(self.header.nr + 1, self.env.host)
         try:
-            end, digest = self._freeze()
+            end, digest = self.freeze()
             self._start_log(old.nr + 1, end, digest, fresh=False)
         except BaseException:
             if self.header is old:
                 if not os.path.lexists(os.path.join(self.env.directory, following)):
                     self.volume.thaw()
                 else:
-                    self.error = (f"{following} was made but is not known to be durable: "
-                                  "writers wait until marsd is restarted")
-                    self.env.on_trouble(self.error)
+                    self.fail(f"{following} was made but is not known to be durable: "
+                              "writers wait until marsd is restarted")
             raise
         return end
 
-    def _freeze(self) -> tuple[LogPos, str]:
+    def freeze(self) -> tuple[LogPos, str]:
         assert self.volume is not None and self.header is not None
         pos, digest = self.volume.freeze()
         end = LogPos(self.header.nr, self.header.producer, pos)
@@ -245,6 +258,21 @@ class Primary:
         if self._publish_wanted:
             self.publish()
         return end, digest.hex()
+
+    def fail(self, text: str) -> None:
+        """Nothing but a restart goes on from here."""
+        self.error = text
+        self.env.on_trouble(text)
+
+    def take_log(self, fd: int, header: FileHeader, map_fd: int) -> None:
+        """The gap log is the newest one. Before the volume uses it: other threads ask for the header of whatever log
+        the volume names."""
+        if self._map_fd >= 0:
+            os.close(self._map_fd)
+        self._map_fd = map_fd
+        self._fds[header.nr] = fd
+        self._headers[header.nr] = header
+        self.header = header
 
     def grow(self, size: int) -> None:
         """The device gets larger: a new log begins whose header says so, only then may requests lie there. Blocks."""
@@ -259,9 +287,11 @@ class Primary:
                 raise
             self.volume.set_device_size(size)
 
-    def drain(self, timeout: float) -> bool:
-        """Write everything back that is durable; True when nothing is left. Blocks."""
+    def drain(self, timeout: float, *, durable_only: bool = False) -> bool:
+        """Write everything back that is durable; True when nothing is left (durable_only: of what is in the frozen
+        log). Blocks."""
         assert self.volume is not None
+        self._durable_only = durable_only
         self._drained.clear()
         self._drain.set()
         self.volume.kick()
@@ -289,7 +319,9 @@ class Primary:
 
     def _tell_version(self, end: LogPos, digest: bytes, header: FileHeader) -> None:
         """Under the lock: an older end of a log must not come behind a newer one."""
-        self.env.facts.version(end, digest.hex(), previous_point(header.pred, header.pred_digest))
+        if header.pred is not None and header.pred.nr + 1 != header.nr:
+            self.env.facts.version(LogPos(header.nr - 1, header.producer, 0), record.NO_DIGEST, "")
+        self.env.facts.version(end, digest.hex(), point_before(header))
 
     # ---- end ----
 
@@ -298,8 +330,10 @@ class Primary:
         position and digest. The write-back thread must still run. Blocks. Raises MarsError when the disk position
         could not reach the log's end."""
         assert self.volume is not None and self.header is not None
-        with self._rotate_lock:
-            end, digest = self._freeze()
+        if self.changed is not None:
+            emergency.leave(self)
+        with self.rotate_lock:
+            end, digest = self.freeze()
         if not self.drain(3600.0):
             raise MarsError(self.error or "write-back did not come to an end",
                             "see the messages of the kernel about the data device")
@@ -319,5 +353,7 @@ class Primary:
             self._closed = True
             for fd in self._fds.values():
                 os.close(fd)
+            if self._map_fd >= 0:
+                os.close(self._map_fd)
             self._fds.clear()
             self.volume = None

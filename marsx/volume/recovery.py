@@ -276,8 +276,10 @@ def examine(env: Env, at: LogPos) -> Damage | None:
 
 def may_withdraw(env: Env, header: FileHeader) -> bool:
     """An empty log is no history: its producer takes it back on stepping down (rule 7). Not when its predecessor is
-    gone: then its header is the only witness of where the history ends."""
-    return header.pred is not None and os.path.exists(os.path.join(env.directory, header.pred.log))
+    gone: then its header is the only witness of where the history ends. Nor when it stands behind a gap (rule 27)."""
+    if header.pred is None or header.gap_id != record.NO_ID:
+        return False
+    return os.path.exists(os.path.join(env.directory, header.pred.log))
 
 
 def remove_log(env: Env, header: FileHeader) -> None:

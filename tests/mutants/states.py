@@ -4,7 +4,7 @@ from __future__ import annotations
 from tests.mutants.mutant import PRIMARY_STATES, SECONDARY_STATES, Mutant
 
 APPLY = "        window.apply(self.disk_fd, self.env.fly)\n"
-ANNOUNCE = ("        if not announce(self.env, start, after.pos - start.pos, self._pause):\n"
+ANNOUNCE = ("        if not announce(self.env, start, after.pos - start.pos, self.pause):\n"
             "            return\n")
 REPLAY = ("            if new.pos < end:\n"
           "                pair.begin(self._log.fd, cursor, end)\n"

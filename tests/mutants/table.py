@@ -242,7 +242,7 @@ MUTANTS = (
            "            pair.now.apply(self.disk_fd, self.env.fly, None)\n",
            f"{REPLAY}::test_replay_of_several_logs"),
     Mutant("write-back-does-not-say-so", 12, "marsx/volume/primary.py",
-           "        if not announce(self.env, start, after.pos - start.pos, self._pause):\n            return\n", "",
+           "        if not announce(self.env, start, after.pos - start.pos, self.pause):\n            return\n", "",
            f"{PRIMARY}::test_publications"),
     Mutant("dirty-length-is-not-durable", 12, "marsx/daemon/facts.py",
            "                durable.sync_links(directory, values)\n", "                pass\n",

@@ -13,7 +13,8 @@ REGIONS = 6
 BROKEN = (
     "direct before the drain", "position after the direct writes", "bit after the data", "gap after the direct writes",
     "flush of the log only", "no flush on leaving", "map read before it is closed", "crossed before it is marked",
-    "sync before crossing", "spans read in between", "dropped without its regions", "set from what was fetched, restart from what was replayed",
+    "sync before crossing", "spans read in between", "dropped without its regions",
+    "set from what was fetched, restart from what was replayed",
 )
 
 
