@@ -52,6 +52,11 @@ _TABLE = (
     Tunable("required_free_space_2_gb", 2, "GiB", 0, _BIG, "level 2, less than 2+3+4: secondaries drop old logs"),
     Tunable("required_free_space_3_gb", 2, "GiB", 0, _BIG, "level 3, less than 3+4: sync stops"),
     Tunable("required_free_space_4_gb", 2, "GiB", 0, _BIG, "level 4, less than 4: primaries stop logging"),
+    *(Tunable(f"required_free_space_{level}_percent", 0, "percent", 0, 25,
+              f"in place of required_free_space_{level}_gb: of the file system; 0 = the GiB count")
+      for level in (1, 2, 3, 4)),
+    Tunable("mars_reset_emergency", 1, "bool", 0, 1, "the emergency level falls by itself when there is space again"),
+    Tunable("logger_resume", 1, "bool", 0, 1, "a primary without log goes on with it by itself when there is space"),
     # Sync.
     Tunable("do_fast_fullsync", 1, "bool", 0, 1, "compare before copying; 0 = copy everything"),
     Tunable("sync_limit", 0, "resources", 0, 10_000, "how many resources sync at once here; 0 = no limit"),

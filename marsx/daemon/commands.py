@@ -151,12 +151,12 @@ class StartService:
         if runner is None or runner.producer is None or runner.producer.primary.header is None:
             raise PreconditionError(f"{self._worker.site.host} is not primary of {resource}", "marsadm primary there")
         header = runner.producer.primary.header
-        self._leases[(resource, peer.host)] = (
-            header.nr,
-            time.monotonic() + self.LEASE_S,
-            self._worker.site.lamport.now(),
-        )
+        self.promise(resource, peer.host, header.nr)
         await link.send(Type.START_GRANT, {"nr": header.nr, "producer": header.producer})
+
+    def promise(self, resource: str, host: str, nr: int) -> None:
+        """Logs from `nr` on stay for this host."""
+        self._leases[(resource, host)] = (nr, time.monotonic() + self.LEASE_S, self._worker.site.lamport.now())
 
     def lowest(self, resource: str) -> int | None:
         """The lowest log number that is promised to somebody."""

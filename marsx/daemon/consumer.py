@@ -79,6 +79,7 @@ class Consumer:
         self.trouble = ""
         self.damaged = False  # the trouble is a log that replay cannot read: recovery says what it is
         self.missing_log = False
+        self.gap_ahead = False
         self.parted = False  # the source says split, and our copy is an empty log
         self.count = Count()
         self._said = ""
@@ -183,6 +184,9 @@ class Consumer:
                     )
                 finally:
                     await link.close()
+            except logcopy.GapAhead:
+                self.gap_ahead = True
+                self.changed()
             except PeerError as err:
                 self.fetch.error = err
                 self._fetch_failed(host, err)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from marsx.daemon.emergency import thresholds
 from marsx.log import writer
 from marsx.tree import paths
 
@@ -120,8 +121,8 @@ async def rotate_if_long(worker: Worker, runner: Runner) -> None:
     total = stat.f_blocks * stat.f_frsize
     limit = min(limit_gb << 30, max(1 << 30, total // 32), max(LOG_LEAST, total // 8))
     state = producer.primary.volume.state
-    if state["stalled_ns"] and state["in_flight"]:
-        return  # a group has its place in this log and waits for room: the log cannot end before
+    if state["direct"] or (state["stalled_ns"] and state["in_flight"]):
+        return  # no log is written; or a group has its place in this one and waits for room: it cannot end before
     if state["durable"] >= limit or (state["stalled_ns"] and state["durable"]):
         async with runner.exclusive():
             if runner.producer is producer:
@@ -131,8 +132,7 @@ async def rotate_if_long(worker: Worker, runner: Runner) -> None:
 def _is_scarce(site: Site, stat: os.statvfs_result) -> bool:
     """Less than the limits of facts 6.2, or an eighth of the file system, is free."""
     free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
-    limits = sum(site.settings.get(f"required_free_space_{level}_gb") for level in (1, 2, 3, 4)) << 30
-    return free < min(limits, total // 4) or free < total // 8
+    return free < max(thresholds(site, total)[0], total // 8)
 
 
 def scarce(worker: Worker) -> bool:
@@ -149,23 +149,3 @@ def make_room(worker: Worker, runner: Runner) -> None:
 def drop_spare(worker: Worker, runner: Runner) -> None:
     """The file kept for the next log goes."""
     writer.drop_spare(os.path.join(worker.site.store.root, paths.resource_dir(runner.resource)))
-
-
-def space(worker: Worker) -> list[tuple[str, str]]:
-    """Facts about free space on /mars (facts 1.2, 6.2): GiB after the limits, and the emergency level."""
-    stat = os.statvfs(worker.site.store.root)
-    free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
-    limits = [worker.site.settings.get(f"required_free_space_{level}_gb") << 30 for level in (1, 2, 3, 4)]
-    scale = min(1.0, total / 4 / sum(limits)) if sum(limits) else 1.0
-    limits = [int(limit * scale) for limit in limits]
-    level, needed = 0, sum(limits)
-    for number, limit in enumerate(limits, 1):
-        if free < needed:
-            level = number
-        needed -= limit
-    host = worker.site.host
-    return [
-        (paths.host_actual(host, "rest-space"), str(max(0, free - sum(limits)) >> 30)),
-        (paths.host_actual(host, "total-space"), str(max(0, total - sum(limits)) >> 30)),
-        (paths.host_actual(host, "emergency"), str(level)),
-    ]

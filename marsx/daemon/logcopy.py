@@ -26,6 +26,11 @@ from marsx.volume.env import Env, point_before
 VERSION_INTERVAL_S = 1.0
 
 
+class GapAhead(MarsError):
+    """The next log stands behind a gap: who has not been healed of what went past the log does not go there (rule
+    27)."""
+
+
 class LogCopy:
     """See the module. `at`, `digest`: where the verified history ends now. `header` is that log's, None when there is
     no file yet."""
@@ -105,6 +110,8 @@ class LogCopy:
             raise DamagedError(
                 f"{found.name} follows {found.pred}, but our history ends at {self.at}", "split brain: see mars-status"
             )
+        if found.gap_id != record.NO_ID:
+            raise GapAhead(f"{found.name} stands behind a gap of the log", "it is healed by itself")
         self._publish(force=True)
         self._create(found)
 

@@ -27,6 +27,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from marsx.base.position import LogPos
+from marsx.daemon.space import STOP_SYNC
 from marsx.tree import paths
 from marsx.tree.roles import Right, right_holder
 from marsx.tree.view import Mark, View
@@ -250,6 +251,10 @@ def sync_source(view: View, resource: str, host: str, connected: Collection[str]
         return "", f"{primary} is not primary yet"
     if primary not in connected:
         return "", f"{primary} is not connected"
+    if view.has_emergency(resource, primary):
+        return "", f"{primary} is in emergency mode: /mars is full there"
+    if view.emergency(host) >= STOP_SYNC:
+        return "", "/mars is too full here"
     if not view.todo(resource, host, "connect"):
         return "", "waits for the log: fetch is switched off (marsadm connect)"
     return primary, ""

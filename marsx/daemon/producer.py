@@ -54,6 +54,9 @@ class Producer:
         self._threads: list[threading.Thread] = []
         self._servers: list[threading.Thread] = []
         self._published = ""
+        self.lacks_room = False  # wants emergency mode, or is in it
+        self.look_at = 0.0  # when the space is looked at again
+        self.prepared = 0  # the device size for which emergency mode is prepared
 
     # ---- becoming ----
 
@@ -151,6 +154,8 @@ class Producer:
         if volume is None:
             return
         state = volume.state
+        if state["stalled_ns"] and not self.lacks_room:
+            self.changed()
         text = self._broken(state)
         if text:
             effect = "All writes get errors" if state["failed"] else "Reads and writes go on, the log grows"
@@ -160,7 +165,7 @@ class Producer:
             self.resource,
             "err-space-low",
             "no room for the log: writers wait. Make room in /mars: marsadm log-delete-all"
-            if state["stalled_ns"]
+            if state["stalled_ns"] and not state["direct"]
             else "",
         )
 
@@ -188,10 +193,10 @@ class Producer:
     async def rotate(self) -> LogPos:
         """Log N ends, N+1 begins."""
         end = await self.site.blocking(self.primary.rotate)
-        self._begun()
+        self.begun()
         return end
 
-    def _begun(self) -> None:
+    def begun(self) -> None:
         """Another log is the newest one."""
         self._moved()
         header = self.primary.header
@@ -202,7 +207,7 @@ class Producer:
         """The resource has `size` bytes from now on: first the log, then what may be written, then the device. Can be
         done again when it was cut off anywhere."""
         await self.site.blocking(self.primary.grow, size)
-        self._begun()
+        self.begun()
         await self._enlarge_device()
         self.size = size
         LOG.info("%s: the device has %d bytes now", self.resource, size)

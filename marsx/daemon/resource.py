@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from marsx.base import disk, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError, PreconditionError
 from marsx.base.position import LogPos
-from marsx.daemon import logsource, replica
+from marsx.daemon import emergency, gaps, logsource, regions, replica
 from marsx.daemon.comeback import Comeback
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.context import Context, make_env
@@ -81,7 +81,7 @@ class Runner:
     def kick(self) -> None:
         self._wake.set()
 
-    def _later(self, seconds: float = RETRY_S) -> None:
+    def later(self, seconds: float = RETRY_S) -> None:
         if self._retry is not None:
             self._retry.cancel()
         self._retry = self.site.loop.call_later(seconds, self.kick)
@@ -103,11 +103,11 @@ class Runner:
             except (MarsError, OSError, ConnectionError) as err:
                 LOG.info("%s: %s", self.resource, err)
                 self.site.say(self.resource, "err-resource", str(err))
-                self._later()
+                self.later()
             except Exception:
                 LOG.exception("%s: unexpected error", self.resource)
                 self.site.say(self.resource, "err-resource", "unexpected error, see marsd.log")
-                self._later(5.0)
+                self.later(5.0)
 
     @contextlib.asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
@@ -213,6 +213,8 @@ class Runner:
             self.back.start_healing(self._env, self._set_trouble, self._healed)
         if self.disk_fd >= 0 and self.producer is None and self.consumer is None and not self.trouble:
             return await self._recover()
+        if self.producer is not None and await emergency.follow(self):
+            return True
         self._judge(view)
         if self.producer is not None and (bad := await self.back.inspect(self.producer.primary, self._position)):
             self._set_trouble(bad)
@@ -265,7 +267,7 @@ class Runner:
             _, fds = await self.site.keeper.call("disk-open", path=path)
         except MarsError as err:
             self.site.say(self.resource, "err-attach", f"{err.text}. {err.hint}")
-            self._later()
+            self.later()
             return False
         fd = fds[0]
         have, want = disk.size(fd), view.size(self.resource)
@@ -378,11 +380,12 @@ class Runner:
                 f"the primary role is to go, but the device is in use by {', '.join(self.busy[:5])}: "
                 "close or umount it",
             )
-            self._later(1.0)
+            self.later(1.0)
             return False
         self.site.say(self.resource, "err-device-busy", "")
         end, digest = await self.producer.finish()
         self.producer = None
+        emergency.forget(self)
         self._facts({"if-on": "0", "open-count": "0"})
         self.site.forget_view()
         LOG.info("%s: no longer primary, the log ends at %s", self.resource, end)
@@ -419,6 +422,7 @@ class Runner:
     async def _secondary(self, want: Plan) -> bool:
         consumer = self.consumer
         assert consumer is not None
+        gaps.finish(self, consumer)
         if consumer.damaged and self._looked_at != consumer.at:
             self._looked_at = consumer.at
             await self.stop_consumer()
@@ -430,6 +434,7 @@ class Runner:
             self.site.say(
                 self.resource, "inf-sync-start", "the history has parted below syncpos: the sync begins again"
             )
+            regions.drop(regions.path_of(self._directory()))
             self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
             return True
         if consumer.copy is None:
@@ -471,17 +476,25 @@ class Runner:
             await consumer.stop()
             await consumer.recover(*self._where(), self.back.known_durable())
             return True
+        if (consumer.gap_ahead or consumer.missing_log) and await gaps.cross(self, consumer):
+            return True
         if consumer.missing_log and want.sync_from:
             return await self._restart_sync("the source has not got the log any more that was due")
         return False
 
-    async def begin_anew(self, at: LogPos) -> None:
-        """This replica knows nothing any more: logs aside, sync from 0, replay from `at`. In the resource's turn."""
+    async def begin_anew(self, at: LogPos, due: regions.Regions | None = None) -> None:
+        """This replica knows nothing any more (but that it is right outside of `due`, rule 27): logs aside, sync from
+        0, replay from `at`. In the resource's turn."""
         await self.stop_consumer()
         await self.back.forget()
         self._forget_trouble()
         self.publisher.drop_hint()
+        if due is None:
+            regions.drop(regions.path_of(self._directory()))
+        else:
+            regions.save(self._directory(), self.resource, due)
         # First syncstatus = 0: a crash in between leaves an unfinished sync, which begins again by itself.
+        self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
         self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at), durable=True)
         replica.set_logs_aside(self.site, self.resource)
         for key in ("err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal"):

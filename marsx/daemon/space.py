@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 LEVELS = (1, 2, 3, 4)
+STOP_SYNC = 3  # from this level on
 SHARE = 4  # the limits take a quarter of the file system at most
 
 # (from this level on, on this role, what is done). In this order: what costs nobody anything goes first, then what only

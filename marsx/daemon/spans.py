@@ -26,17 +26,20 @@ from marsx.base import durable, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError
 from marsx.base.position import LogPos
 from marsx.base.tasks import run_blocking
+from marsx.daemon import regions
 from marsx.daemon.courtesy import Courtesy
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import End, Pins, Source
 from marsx.log import reader
 from marsx.log.chain import Point
-from marsx.log.record import NO_DIGEST
+from marsx.log.record import NO_DIGEST, FileHeader
 from marsx.peer.fetch import Start
 from marsx.peer.spanio import read_span, write_span, zero_span
 from marsx.peer.syncparts import Refused, Resume, is_stale, where_to_resume
+from marsx.peer.wire import Reason
 from marsx.tree import paths
 from marsx.tree.view import View
+from marsx.volume import gap
 from marsx.volume.primary import Primary
 from marsx.volume.replay import Replayer
 
@@ -161,6 +164,9 @@ class PrimarySpans:
     def __init__(self, gate: SpanGate, pins: Pins) -> None:
         self._gate = gate
         env = gate.env
+        with gate.volume() as volume:
+            self._epoch = volume.epoch
+        self._check_epoch()
         # Its end is set at each check: the end that streams see may lag behind what we have answered with.
         self._upto = End(gate.durable_point()[1].at)
         self._logs = Source(env.directory, env.uuid, env.resource, self._upto, pins)
@@ -171,6 +177,8 @@ class PrimarySpans:
 
     def check(self, fetched: Point, syncpos: Point | None) -> Refused | None:
         """The log of `fetched` is pinned as long as the link lives, so that it can be fetched from there (rule 16)."""
+        if fetched.at.nr < max((gap_log.nr for gap_log in self._gaps()), default=0):
+            return Refused(Reason.BEHIND, "a gap of the log lies ahead: it has to be crossed first")
         refused = self._lies_in_history(fetched)
         if refused is None and syncpos is not None:
             refused = self._lies_in_history(syncpos)
@@ -178,6 +186,18 @@ class PrimarySpans:
                 text = f"what was synced came from another history: {refused.text}"
                 return Refused(refused.reason, text, restart=True)
         return refused
+
+    def _gaps(self) -> list[FileHeader]:
+        env = self._gate.env
+        return gap.headers(env.directory, env.uuid, env.resource)
+
+    def _check_epoch(self) -> None:
+        """Rule 27: what went past the log meanwhile has no position in it, so nobody may be given it."""
+        with self._gate.volume() as volume:
+            epoch = volume.epoch
+        if epoch % 2 or epoch != self._epoch:
+            raise MarsError(f"{self._gate.env.resource} is or was in emergency mode on {self._gate.env.host}",
+                            "make room in /mars there; the sync goes on by itself")
 
     def _lies_in_history(self, point: Point) -> Refused | None:
         _, newest = self._gate.durable_point()
@@ -211,18 +231,22 @@ class PrimarySpans:
             except OSError as error:
                 raise MarsError(f"{self._gate.env.resource} cannot be read at {offset}: {error.strerror}",
                                 "see the messages of the kernel about the data device") from error
+        self._check_epoch()
 
     def appended(self) -> int:
         with self._gate.volume() as volume:
             return volume.appended_point()
 
     async def durable(self, appended: int) -> Point:
-        return await self._gate.reach(appended)
+        point = await self._gate.reach(appended)
+        self._check_epoch()
+        return point
 
     def settled(self) -> Point:
         return self._gate.durable_point()[1]
 
     def still(self) -> contextlib.AbstractAsyncContextManager[Point]:
+        self._check_epoch()
         return self._gate.still()
 
     async def close(self) -> None:
@@ -290,7 +314,9 @@ class DiskSpans:
 
     def __init__(self, publisher: Publisher, resource: str, host: str, disk_fd: int, capacity: int, *, resume: Resume,
                  bound: ReplayBound, fetched: Callable[[], Point], replayed: Callable[[], LogPos],
-                 on_trouble: Callable[[str], None]) -> None:
+                 on_trouble: Callable[[str], None], regions_file: str = "") -> None:
+        self._regions_file = regions_file
+        self._regions = regions.load(regions_file, resource)
         self.capacity = capacity
         self.fetched = fetched
         self._publisher = publisher
@@ -313,8 +339,19 @@ class DiskSpans:
     def forget_progress(self) -> None:
         """syncstatus := 0, durably: what has to come before a run that restarts. syncpos stays until the first answer
         raises it: the bytes that it speaks of are still on the disk. Blocks."""
+        self.forget_regions()
         self.put_syncstatus(0, True)
         self._resume = Resume(0)
+
+    def forget_regions(self) -> None:
+        """All of the device is to be compared from now on. Before syncstatus is set back for any reason but a gap, and
+        after the end of a sync (rule 27)."""
+        self._regions = None
+        regions.drop(self._regions_file)
+
+    def due(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """What of a span has to be compared: where a gap was crossed only the regions that changed (rule 27)."""
+        return [(offset, length)] if self._regions is None else self._regions.due(offset, length)
 
     def set_bound(self, bound: LogPos | None) -> bool:
         return self._bound.set(bound, self._replayed())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from marsx.base import disk
 from marsx.base.errors import MarsError
+from marsx.daemon import regions
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.facts import Publisher
 from marsx.daemon.site import Site
@@ -81,6 +82,7 @@ class Syncing:
                 bucket=self.site.fetch_bucket,
                 kind=KINDS[settings.get("sync_digest")],
                 progress=note,
+                due=sink.due,
             )
         finally:
             await link.close()
@@ -104,4 +106,5 @@ class Syncing:
             fetched=lambda: copy.point,
             replayed=lambda: consumer.at or copy.at,
             on_trouble=self.on_trouble,
+            regions_file=regions.path_of(consumer.env.directory),
         )

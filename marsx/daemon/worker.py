@@ -20,7 +20,7 @@ import marsx
 from marsx.base import messages
 from marsx.base.config import Paths, Settings
 from marsx.base.errors import MarsError, PreconditionError, TimeoutExpired, UsageError
-from marsx.daemon import commands, growth, housekeeping, verify
+from marsx.daemon import commands, emergency, gaps, growth, housekeeping, verify
 from marsx.daemon.control import Control
 from marsx.daemon.exchange import HEARTBEAT_KEYS, Exchange
 from marsx.daemon.keeperlink import KeeperLink
@@ -127,6 +127,7 @@ class Worker:
             lambda: self.exchange.answered,
             self._restart,
         )
+        self.space = emergency.Watch(self.site)
         self.start_service = commands.StartService(self)
         self.tokens = TokenStore.of(where)
         self.control = Control(
@@ -209,6 +210,7 @@ class Worker:
             "verify": VerifyService(self._span_source, self.executor, self._served),
             verify.ASK: verify.VerifyAsk(self),
             "start": self.start_service,
+            gaps.SERVICE: gaps.HealService(self),
             "join": JoinService(
                 self.files,
                 self.tokens,
@@ -453,7 +455,7 @@ class Worker:
         items = [
             (paths.host_actual(self.host, "alive"), "1"),
             (paths.host_actual(self.host, "time"), f"{now // 10**9}.{now % 10**9:09d}"),
-            *housekeeping.space(self),
+            *self.space.look(),
         ]
         if first:
             items += [

@@ -65,6 +65,8 @@ from marsx.peer.syncparts import (
 )
 from marsx.peer.wire import PeerError, Reason, Type
 
+Due = Callable[[int, int], Ranges]
+
 SERVICE = "sync"
 ANSWER_TIMEOUT = 180.0  # tunable copy_timeout
 SAVE_SECONDS, SAVE_SECONDS_MAX, SAVE_SHARE = 1.0, 20.0, 10
@@ -201,15 +203,16 @@ async def sync_resource(link: Link, resource: str, sink: SpanSink, *,
                         executor: concurrent.futures.Executor | None = None, fast: Callable[[], bool] = lambda: True,
                         progress: Callable[[Progress], None] | None = None, answer_timeout: float = ANSWER_TIMEOUT,
                         shape: Shape | None = None, fly: int = 8, kind: str = "xxh3",
-                        bucket: Bucket | None = None) -> None:
+                        bucket: Bucket | None = None, due: Due | None = None) -> None:
     """Sync from `sink.resume()` to the end; returns when syncstatus = size is durable. Cancel it to pause.
 
     Raises SyncRestart (see there), PeerError (what the source says to our points, or how the connection ended), or what
     the sink raised. `fast` False: copy without comparing (tunable do_fast_fullsync). `fly`: spans asked for at once, at
     most (tunable sync_fly). `kind`: of the digests (tunable sync_digest). `bucket`: limits the contents asked for.
+    `due(offset, length)`: the parts of a span that have to be compared, the others are known to be right (rule 27).
     The link is for one run; the caller closes it, but for a run that ends with questions open."""
     run = _Sync(link, sink, executor, fast, progress, answer_timeout, shape or Shape(), fly, kind)
-    run.bucket = bucket or run.bucket
+    run.bucket, run.due = bucket or run.bucket, due or run.due
     await run.run(resource)
 
 
@@ -227,6 +230,7 @@ class _Sync(Asking):
         self._shape = shape
         self._kind = kind
         self.bucket = Bucket(lambda: 0)
+        self.due: Due = lambda offset, length: [(offset, length)]
         self._bounds: dict[int, LogPos] = {}
         self._in_force: LogPos | None = None
         self._last: Point | None = None
@@ -272,7 +276,7 @@ class _Sync(Asking):
             raise MarsError(f"{self._link.who} has {size} bytes, the data device here only {self._sink.capacity}",
                             "give the resource a data device that is at least as large as that of the primary")
         start = min(resume.offset, size)
-        self._begin(size, start - start % self._shape.block, resume.syncpos if resume.offset else None)
+        self._begin(size, start - start % self._shape.chunk, resume.syncpos if resume.offset else None)
         return size
 
     def _begin(self, size: int, start: int, syncpos: Point | None) -> None:
@@ -291,26 +295,35 @@ class _Sync(Asking):
     async def _walk(self, tasks: asyncio.TaskGroup) -> None:
         for offset in range(self._prefix.end, self._progress.size, self._shape.span):
             length = min(self._shape.span, self._progress.size - offset)
+            ranges = self.due(offset, length)
+            if not ranges:
+                self._count(offset, length)
+                await asyncio.sleep(0)
+                continue
             await self._compare_pace.enter(length)
-            tasks.create_task(self._span(offset, length))
+            tasks.create_task(self._span(offset, length, ranges))
 
     # One span: compared, what differs fetched and written, counted
 
-    async def _span(self, offset: int, length: int) -> None:
-        ranges = [(offset, length)]
+    async def _span(self, offset: int, length: int, ranges: Ranges) -> None:
+        wanted = syncparts.total_of(ranges)
         level = self._detail.choose() if self._fast() else Detail.COPY
         if level != Detail.COPY:
             ranges = await self._compare(ranges, self._shape.chunk, pace=self._compare_pace)
             in_chunks = syncparts.total_of(ranges)
             if ranges and level == Detail.BLOCKS:
                 ranges = await self._compare(ranges, self._shape.block)
-            self._detail.saw(length, in_chunks, syncparts.total_of(ranges) if level == Detail.BLOCKS else None)
+            self._detail.saw(wanted, in_chunks, syncparts.total_of(ranges) if level == Detail.BLOCKS else None)
         pieces = list(syncparts.cut_ranges(ranges, self._shape.piece))
         if len(pieces) == 1:
             await self._copy(pieces[0])
         elif pieces:
             await in_group(lambda tasks: self._copy_all(pieces, tasks))
         self._compare_pace.leave(length)
+        self._count(offset, length)
+
+    def _count(self, offset: int, length: int) -> None:
+        """This span is right now."""
         self._prefix.add(offset, length)
         if self._prefix.end - self._saved >= SAVE_BYTES:
             self._much.set()

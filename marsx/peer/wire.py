@@ -84,6 +84,9 @@ class Type(enum.IntEnum):
     START_ASK = 80
     START_GRANT = 81
 
+    HEAL_ASK = 82
+    HEAL_ANSWER = 83
+
     VERIFY_RUN = 96
     VERIFY_TOLD = 97
     VERIFY_END = 98

@@ -11,7 +11,8 @@ from marsx.base.config import Paths
 from marsx.base.errors import MarsError
 from marsx.base.lamport import Lamport
 from marsx.daemon import housekeeping
-from marsx.daemon.housekeeping import delete_logs, follow_up, lowest_needed, make_room, scarce, space
+from marsx.daemon.emergency import Watch
+from marsx.daemon.housekeeping import delete_logs, follow_up, lowest_needed, make_room, scarce
 from marsx.log import writer
 from marsx.tree import paths
 from marsx.tree.store import Store
@@ -19,7 +20,9 @@ from marsx.tree.view import View
 
 R, D = "r", "d" * 32
 GIB = 1 << 30
-SETTINGS = {"logrot_auto_gb": 1, **{f"required_free_space_{level}_gb": 2 for level in (1, 2, 3, 4)}}
+SETTINGS = {"logrot_auto_gb": 1, "mars_reset_emergency": 1,
+            **{f"required_free_space_{level}_gb": 2 for level in (1, 2, 3, 4)},
+            **{f"required_free_space_{level}_percent": 0 for level in (1, 2, 3, 4)}}
 
 
 class Place:
@@ -230,9 +233,17 @@ def test_make_room_when_scarce(place: Place, disk, free: int, total: int, gone: 
     (2 * GIB, 3, 0), (2 * GIB - 4096, 4, 0), (0, 4, 0),
 ])
 def test_emergency_level(place: Place, disk, free: int, level: int, rest: int) -> None:
-    """Facts 6.2: the limits add up; level 4 is the last one."""
+    """Facts 6.2: the limits add up; level 4 is the last one. It falls step by step."""
     disk(free, 64 * GIB)
-    found = {rel.rpartition("/")[2]: value for rel, value in space(place)}
+    kicked: list[object] = []
+    place.site.loop, place.site.kick, place.site.level = SimpleNamespace(call_soon=kicked.append), None, 0
+    watch = Watch(place.site)
+    found = {rel.rpartition("/")[2]: value for rel, value in watch.look()}
+    assert len(kicked) == (level > 0)
+    disk(20 * GIB, 64 * GIB)
+    for left in range(level - 1, -1, -1):
+        watch.look()
+        assert place.site.level == left
     assert found == {"rest-space": str(rest), "total-space": "56", "emergency": str(level)}
 
 
@@ -253,7 +264,7 @@ def test_rotate_if_long(place: Place, disk, written: int, total: int, rotates: i
         turns.append("in")
         yield
         turns.append("out")
-    volume = SimpleNamespace(state={"durable": written, "stalled_ns": 0})
+    volume = SimpleNamespace(state={"durable": written, "stalled_ns": 0, "direct": False})
     place.runner.producer = SimpleNamespace(primary=SimpleNamespace(volume=volume), rotate=rotate)
     place.runner.exclusive = exclusive
     disk(GIB, total)

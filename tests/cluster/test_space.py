@@ -1,0 +1,82 @@
+"""/mars full on a real cluster (rules 27, 28): the application goes on, members are healed by the regions that changed,
+and all of it ends by itself."""
+from __future__ import annotations
+
+from tools import scenario
+from tools.hosts import MIB, Host
+
+RESOURCE = "resource-data"
+
+
+def fill(host: Host, rest_kb: int = 8000, name: str = "foreign") -> None:
+    """A foreign file takes all but so much of /mars."""
+    host.run(["sh", "-c", f"F=$(df --output=avail -k /mars | tail -1); fallocate -l $((F-{rest_kb}))K /mars/{name}"])
+
+
+def write(host: Host, block_kb: int, count: int, seek: int) -> None:
+    """The application writes and flushes."""
+    host.run(f"dd if=/dev/urandom of=/dev/mars/data bs={block_kb}k count={count} seek={seek} oflag=direct conv=fsync "
+             "status=none", timeout=60)
+
+
+def fact(host: Host, key: str, of: str = "a") -> str:
+    """actual-OF/KEY as the host knows it."""
+    return host.links(f"{RESOURCE}/actual-{of}").get(key, "")
+
+
+def log_of(host: Host) -> str:
+    """What its marsd said."""
+    return host.run("cat /run/mars/marsd.log").stdout
+
+
+def messages(host: Host, of: str) -> str:
+    """Standing messages of a host."""
+    found = host.links(f"{RESOURCE}/actual-{of}", "msg-")
+    return "\n".join(text for text in found.values() if text != "OK")
+
+
+def enter(a: Host) -> None:
+    """Fill, and wait for emergency mode."""
+    fill(a)
+    a.wait(lambda: fact(a, "is-emergency") == "1", 30, "emergency mode")
+
+
+def leave(a: Host, name: str = "foreign") -> None:
+    """Make room, and wait for the log to go on."""
+    a.run(f"rm /mars/{name}")
+    a.wait(lambda: fact(a, "is-emergency") == "0", 30, "the log to go on")
+
+
+def test_the_primary_goes_without_log(pair):
+    """Rule 27: writes and flushes go on without error; the member waits, named; a worker killed meanwhile goes on past
+    the log; then the member is healed by just the regions that changed, and nothing of it stays."""
+    one = pair(data_size=64 * MIB, mars_size=300 * MIB)
+    a, b = one
+    write(a, 1024, 16, 0)
+    scenario.wait_equal(a, b, "data", 60)
+    enter(a)
+    write(a, 64, 16, 300)
+    assert a.status()["data"]["counters"]["direct_writes"] >= 16
+    assert "EMERGENCY MODE" in messages(a, "a")
+    status = a.run("mars-status", check=False).stdout
+    assert "EMERGENCY MODE" in status and "Replication not running" in status
+    b.wait(lambda: "a gap of the log lies ahead" in messages(b, "b"), 20, "b to wait")
+    dead = a.kill9_worker()
+    write(a, 64, 16, 500)                                   # waits for the next worker, gets no error
+    a.wait(lambda: a.worker() not in (None, dead), 60, "another worker")
+    assert a.status()["data"]["state"]["direct"]
+    assert "nothing to rotate" in a.run("marsadm log-rotate data").stdout
+    leave(a)
+    write(a, 64, 8, 100)
+    scenario.wait_equal(a, b, "data", 60)
+    assert f"{32 * 65536} bytes are compared" in log_of(b)
+    b.wait(lambda: not b.path(f"/mars/{RESOURCE}/.heal").exists(), 20, "the set of regions to go")
+    for host, name in ((a, "a"), (b, "b")):
+        host.wait(lambda host=host, name=name: "EMERGENCY" not in messages(host, name)
+                  and "gap" not in messages(host, name), 20, "messages to end")
+    a.wait(lambda: not list(a.path(f"/mars/{RESOURCE}").glob(".map-*")), 30, "the map to go")
+    a.wait(lambda: a.path(f"/mars/{RESOURCE}/.gap-map").exists(), 30, "the next one to be prepared")
+    assert not [key for key in {**a.tree(), **b.tree()} if "splitbrain" in key]
+    scenario.hand_over(a, b, "data")
+    b.run("dd if=/dev/urandom of=/dev/mars/data bs=64k count=4 oflag=direct conv=fsync status=none")
+    scenario.wait_equal(b, a, "data", 60)
