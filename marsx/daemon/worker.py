@@ -19,8 +19,8 @@ from typing import Any
 import marsx
 from marsx.base import messages
 from marsx.base.config import Paths, Settings
-from marsx.base.errors import MarsError, PreconditionError, TimeoutExpired, UsageError
-from marsx.daemon import commands, emergency, gaps, growth, housekeeping, verify
+from marsx.base.errors import MarsError, PreconditionError
+from marsx.daemon import answers, commands, emergency, gaps, growth, housekeeping, verify
 from marsx.daemon.control import Control
 from marsx.daemon.exchange import HEARTBEAT_KEYS, Exchange
 from marsx.daemon.keeperlink import KeeperLink
@@ -37,7 +37,7 @@ from marsx.peer.join import JoinService
 from marsx.peer.limit import Bucket
 from marsx.peer.link import Link, Tcp, Timing
 from marsx.peer.server import Peer, Server, Service
-from marsx.peer.token import TokenStore, create_token
+from marsx.peer.token import TokenStore
 from marsx.peer.verify import VerifyService
 from marsx.peer.wire import Hello
 from marsx.tree import paths
@@ -133,14 +133,13 @@ class Worker:
         self.control = Control(
             where.control_socket,
             {
-                "ping": self._ping,
-                "status": self._status,
-                "token": self._token,
+                "ping": answers.ping,
+                "status": lambda request, progress: answers.status(self),
+                "token": lambda request, progress: answers.token(self),
                 "stop": self._asked_to_stop,
                 "do": lambda request, progress: commands.do(self, request),
                 "plan": lambda request, progress: commands.do(self, request, dry=True),
-                "positions": self._status,
-                "wait": self._wait,
+                "wait": lambda request, progress: answers.wait(self, request, progress),
                 "verify": lambda request, progress: verify.from_marsadm(self, request, progress.later),
             },
             while_connected=frozenset({"verify"}),
@@ -469,57 +468,6 @@ class Worker:
         self.store.put_many(items[:2], restamp=True)
 
     # ---- control ----
-
-    async def _ping(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
-        return {"ok": True, "pid": os.getpid()}
-
-    async def _status(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
-        found = {}
-        for name, runner in self.runners.items():
-            volume = runner.producer.primary.volume if runner.producer else None
-            consumer = runner.consumer
-            found[name] = {
-                "role": "primary" if runner.producer else "secondary",
-                "trouble": runner.trouble or runner.replay_trouble,
-                "state": {k: v.hex() if isinstance(v, bytes) else v for k, v in volume.state.items()}
-                if volume is not None
-                else {},
-                "counters": volume.counters if volume is not None else {},
-                "at": str(consumer.at) if consumer else "",
-                "fetched": str(consumer.copy.at) if consumer and consumer.copy else "",
-            }
-        return {
-            "ok": True,
-            "pid": os.getpid(),
-            "version": marsx.__version__,
-            "heard": self.exchange.ages(),
-            "host": self.host,
-            "resources": found,
-            "peers": dict(self.exchange.states),
-        }
-
-    async def _token(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
-        return {"ok": True, "token": await self.site.blocking(create_token, self.paths, self.host)}
-
-    async def _wait(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
-        """`cluster`: until every other host has been heard of since the request came."""
-        if request.get("condition") != "cluster":
-            raise UsageError(f"there is nothing to wait for by the name {request.get('condition')!r}")
-        since, end = time.monotonic(), time.monotonic() + float(request.get("timeout") or 60)
-        resource, told = str(request.get("resource") or ""), ""
-        while True:
-            view = self.site.view()
-            hosts = set(view.members(resource) if resource else view.hosts) - {self.host}
-            missing = sorted(host for host in hosts if self.exchange.heard.get(host, 0.0) <= since)
-            if not missing:
-                return {"ok": True}
-            text = f"nothing heard of {', '.join(missing)} yet"
-            if time.monotonic() > end:
-                raise TimeoutExpired(f"timed out: {text}", "are these hosts up? see: mars-status")
-            if text != told:
-                told = text
-                progress({"text": text})
-            await asyncio.sleep(0.05)
 
     async def _asked_to_stop(self, request: dict[str, Any], progress: Any) -> dict[str, Any]:
         await self._stop(bool(request.get("force")))

@@ -211,11 +211,11 @@ def ask_daemon(path: str) -> Daemon:
     said, ages = answer.get("version"), answer.get("heard")
     version = printable(said, 40) if isinstance(said, str) else ""
     live = answer.get("resources")
-    if not isinstance(ages, dict) or not isinstance(live, dict):
+    if not isinstance(ages, dict):
         return Daemon(RUNNING, version)
     return Daemon(RUNNING, version, {
         str(host): float(age) for host, age in ages.items() if isinstance(age, int | float) and 0 <= age < 1e12
-    }, live)  # fmt: skip
+    }, live if isinstance(live, dict) else {})  # fmt: skip
 
 
 def _read_answer(sock: socket.socket) -> dict[str, object]:
