@@ -148,8 +148,9 @@ def invalidate(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
         raise PreconditionError(
             f"{resource}: there is no primary to sync from", f"on one host: marsadm primary {resource}"
         )
-    ctx.control.do("invalidate", resource, ctx.options.timeout, force=ctx.options.force)
-    ctx.say(f"{resource}: the replica on {ctx.host} is synced anew from {primary}")
+    done = ctx.control.do("invalidate", resource, ctx.options.timeout, force=ctx.options.force)
+    short = f"; {done['text']}" if isinstance(done.get("text"), str) and done["text"] else ""
+    ctx.say(f"{resource}: the replica on {ctx.host} is synced anew from {primary}{short}")
 
 
 def fake_sync(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
@@ -261,6 +262,9 @@ COMMANDS = (
     Command(
         "invalidate", "RES", invalidate, "declare this host's replica bad and sync it anew", "resource",
         needs="This host is not primary, another host is.", example="marsadm invalidate data",
+        effect="""The own logs are set aside, and all of the disk is compared with the primary's. After a split brain
+        only the regions are compared that this host has written since the histories parted; given again, it compares
+        all.""",
     ),
     Command(
         "fake-sync", "RES", fake_sync, "declare this host's replica synced, without looking", "resource",

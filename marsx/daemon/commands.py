@@ -15,10 +15,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from marsx.base import disk
+from marsx.base import disk, messages
 from marsx.base.errors import MarsError, NotFoundError, PreconditionError, TimeoutExpired, UsageError
 from marsx.base.position import LogPos, log_name
-from marsx.daemon import growth, purges, replica
+from marsx.daemon import growth, purges, replica, shortcut
 from marsx.daemon.housekeeping import deletable, delete_logs
 from marsx.daemon.resource import Runner
 from marsx.peer import wire
@@ -31,6 +31,7 @@ from marsx.tree.view import View
 if TYPE_CHECKING:
     from marsx.daemon.worker import Worker
 
+LOG = messages.get("daemon.commands")
 SWITCHES = ("attach", "connect", "sync", "allow-replay")
 REUSE_STEP = 100000
 Do = Callable[["Worker", str, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -226,12 +227,21 @@ async def invalidate(worker: Worker, resource: str, args: dict[str, Any]) -> dic
     todo = [paths.todo(resource, host, switch) for switch in SWITCHES]
     switches = [(rel, "1") for rel in todo if store.get(rel) != "1"]
     if args.get("dry"):
-        links = [*replica.fresh_facts(worker.site, resource, at), *switches]
+        short = await shortcut.find(runner)
+        facts = replica.fresh_facts(worker.site, resource, short.at if short else at, short.point if short else None)
+        links = [*facts, *switches]
         return told(links, f"set the logs of {host} aside", f"sync anew from {worker.site.view().designated(resource)}")
     async with runner.exclusive():
-        await runner.begin_anew(at)
+        short = await shortcut.find(runner)
+        if short is None:
+            await runner.begin_anew(at)
+        else:
+            LOG.info("%s: %s", resource, short.text)
+            at = short.at
+            await runner.begin_anew(at, short.due, short.point)
+            worker.site.say(resource, "inf-sync-start", short.text)
         store.put_many(switches)
-    return {"ok": True, "start": str(at)}
+    return {"ok": True, "start": str(at), "text": short.text if short else ""}
 
 
 async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:

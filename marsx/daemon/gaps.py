@@ -140,6 +140,8 @@ def finish(runner: Runner, consumer: Consumer) -> None:
         return
     if os.path.lexists(path):
         regions.drop(path)
+    for key in ("err-sync", "inf-sync", "inf-sync-start"):  # who is told to stop at the very end says nothing more
+        site.say(runner.resource, key, "")
     if not (consumer.gap_ahead or consumer.missing_log):
         site.say(runner.resource, "inf-gap", "")
 

@@ -134,8 +134,7 @@ class Source:
                 return Verdict(
                     Reason.SPLIT, f"log {start.nr} was written by {same[0].producer} here, not by {start.producer}"
                 )
-            reason = Reason.BEHIND if start.nr > end.nr else Reason.MISSING
-            return Verdict(reason, f"{name} is not here (any more)")
+            return self._check_deleted(start, name)
         try:
             log = self._open(start.nr, start.producer)
         except (DamagedError, NotFoundError) as err:
@@ -158,6 +157,16 @@ class Source:
         if start.digest != self._digest_at(log, start.pos):
             return Verdict(Reason.SPLIT, f"{name} has other contents here before {start.pos}")
         return Verdict(offer=offer)
+
+    def _check_deleted(self, start: Start, name: str) -> Verdict:
+        """(N, its end) is (N+1, 0): who has all of log N needs the file no more (rule 7)."""
+        following = self._successor(start.nr, start.producer)
+        if following is None or not start.log_id or following.pred != LogPos(start.nr, start.producer, start.pos):
+            reason = Reason.BEHIND if start.nr > self._end.at.nr else Reason.MISSING
+            return Verdict(reason, f"{name} is not here (any more)")
+        if following.pred_digest != start.digest:
+            return Verdict(Reason.SPLIT, f"{following.name} follows other contents of {name} here")
+        return Verdict(offer=Offer(start.pos, self._end.at))
 
     def _digest_at(self, log: reader.OpenLog, pos: int) -> str | None:
         """What is known of the log's end; from the group that starts there, if there is one (its header is checked

@@ -10,6 +10,7 @@ from marsx.base.errors import PreconditionError
 from marsx.base.position import LogPos
 from marsx.daemon.facts import Publisher
 from marsx.daemon.site import Site
+from marsx.log.chain import Point
 from marsx.log.record import FileHeader
 from marsx.peer import wire
 from marsx.peer.wire import Type
@@ -33,13 +34,15 @@ async def start_position(site: Site, resource: str) -> LogPos:
         await link.close()
 
 
-def fresh_facts(site: Site, resource: str, at: LogPos) -> list[tuple[str, str]]:
-    """Facts of a replica that knows nothing yet, in the order in which they have to become true."""
+def fresh_facts(site: Site, resource: str, at: LogPos, behind: Point | None = None) -> list[tuple[str, str]]:
+    """Facts of a replica that knows nothing yet, in the order in which they have to become true. `behind`: it is
+    consistent only there."""
     host, view = site.host, site.view()
     gone = [(paths.version(resource, nr, host), DELETED) for nr in view.version_numbers(resource, host)]
-    for rel in (paths.syncpos(resource, host), paths.actual(resource, host, "fetched")):
-        if site.store.get(rel):
-            gone.append((rel, DELETED))
+    mark = DELETED if behind is None else f"{behind.at},0,{behind.digest}"
+    for rel, value in ((paths.syncpos(resource, host), mark), (paths.actual(resource, host, "fetched"), DELETED)):
+        if value != DELETED or site.store.get(rel):
+            gone.append((rel, value))
     return [(paths.syncstatus(resource, host), "0"), *gone, (paths.replay(resource, host), f"{at},0")]
 
 

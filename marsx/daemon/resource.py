@@ -32,6 +32,7 @@ from marsx.daemon.site import Site
 from marsx.daemon.spans import stale_sync
 from marsx.daemon.syncing import Syncing
 from marsx.log import reader
+from marsx.log.chain import Point
 from marsx.tree import paths
 from marsx.tree.roles import right_holder
 from marsx.tree.view import View
@@ -359,7 +360,8 @@ class Runner:
         )
         if self.site.view().want_primary(self.resource, self.site.host) not in ("", "0"):
             self.site.store.put(paths.want_primary(self.resource, self.site.host), "0")
-        self.site.say(self.resource, "err-resource", "")
+        for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync"):  # of a secondary
+            self.site.say(self.resource, key, "")
         LOG.info("%s: primary here, log %s", self.resource, producer.primary.header.name)
         self.site.forget_view()
         return True
@@ -482,9 +484,9 @@ class Runner:
             return await self._restart_sync("the source has not got the log any more that was due")
         return False
 
-    async def begin_anew(self, at: LogPos, due: regions.Regions | None = None) -> None:
-        """This replica knows nothing any more (but that it is right outside of `due`, rule 27): logs aside, sync from
-        0, replay from `at`. In the resource's turn."""
+    async def begin_anew(self, at: LogPos, due: regions.Regions | None = None, behind: Point | None = None) -> None:
+        """This replica knows nothing any more (but that it is right outside of `due`, rule 27, once replay has passed
+        `behind`): logs aside, sync from 0, replay from `at`. In the resource's turn."""
         await self.stop_consumer()
         await self.back.forget()
         self._forget_trouble()
@@ -495,7 +497,7 @@ class Runner:
             regions.save(self._directory(), self.resource, due)
         # First syncstatus = 0: a crash in between leaves an unfinished sync, which begins again by itself.
         self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
-        self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at), durable=True)
+        self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at, behind), durable=True)
         replica.set_logs_aside(self.site, self.resource)
         for key in ("err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal"):
             self.site.say(self.resource, key, "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos
 from marsx.log import reader
 from marsx.log.chain import Point
@@ -32,13 +33,17 @@ class Tail:
     ranges: tuple[tuple[int, int], ...]
 
 
-def behind(env: Env, point: Point, known_durable: recovery.KnownDurable) -> Tail | None:
-    """The tail behind a point that the own logs must hold with that digest. None: it is too long, or changes more than
-    contents. DamagedError, NotFoundError: these logs do not lead from that point to their end."""
-    if not point.at.pos:
+def behind(env: Env, point: Point, known_durable: recovery.KnownDurable, begin: LogPos | None = None) -> Tail | None:
+    """The tail behind a point that the own logs must hold with that digest; `begin`: the own log that begins there,
+    else the point lies in a log. None: it is too long, or changes more than contents. DamagedError, NotFoundError:
+    these logs do not lead from that point to their end."""
+    if begin is None and not point.at.pos:
         return None                                         # the beginning of all: everything was written behind it
-    logs = recovery.recover(env, point.at, point.digest, known_durable)
+    logs = recovery.recover(env, begin or point.at, "" if begin else point.digest, known_durable)
     try:
+        header = logs[0].header
+        if begin is not None and (header.pred, header.pred_digest) != (point.at, point.digest):
+            raise DamagedError(f"{header.name} does not begin at {point.at}", "invalidate this replica")
         length = sum(log.end - log.start for log in logs)
         if length > MOST:
             return None

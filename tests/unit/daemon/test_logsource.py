@@ -64,6 +64,19 @@ def test_a_deleted_log_is_missing(tmp_path) -> None:
     assert origin.source().check(start(TWO, 1)).reason is None
 
 
+def test_a_deleted_log_that_is_had_whole(tmp_path) -> None:
+    """Rule 7: (N, its end) is (N+1, 0), also where N is deleted; rule 6: with the digest that N+1 names."""
+    origin = Origin(tmp_path, ONE, TWO)
+    os.unlink(tmp_path / log_name(1, "a"))
+    source = origin.source()
+    assert source.check(start(ONE, digest="ab" * 16)).reason is Reason.SPLIT
+    assert source.check(Start(1, "a", 0)).reason is Reason.MISSING
+    assert source.check(start(ONE)).reason is None
+    assert source.read(1, "a", ONE.end, 1 << 20) == b""
+    following = source.following(1, "a", ONE.end)
+    assert following is not None and (following.nr, following.header) == (2, TWO.header)
+
+
 def test_a_damaged_header_is_missing(tmp_path) -> None:
     """The source says what is wrong instead of giving it away."""
     origin = Origin(tmp_path, ONE)

@@ -1,6 +1,7 @@
 """The ranges behind a point hold all that was changed behind it, over logs, and nothing is left out in silence."""
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -69,6 +70,20 @@ def test_nothing_behind_it(parted):
     """The point is the end: no ranges."""
     _, site, point, length, _, _ = parted(1, after=0, logs=1)
     assert length == 0 and tail.behind(site.env, point, never) == tail.Tail(point.at, 0, ())
+
+
+def test_from_the_beginning_of_a_log(parted):
+    """The point is where an own log begins, and the log before is gone: the header must name just that point."""
+    rig, site, *_ = parted(5, logs=3)
+    header = rig.header
+    assert header.pred is not None
+    os.unlink(rig.path(1))
+    os.unlink(rig.path(2))
+    point, begin = Point(header.pred_digest, header.pred), LogPos(header.nr, HOST, 0)
+    found = tail.behind(site.env, point, never, begin)
+    assert found is not None and found.length == read_groups(rig.path(3))[-1].end and found.ranges
+    with pytest.raises(DamagedError, match="does not begin at"):
+        tail.behind(site.env, Point("ab" * 16, point.at), never, begin)
 
 
 def test_another_digest_is_not_in_this_history(parted):
