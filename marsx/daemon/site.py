@@ -58,7 +58,7 @@ class Site:
     def view(self) -> View:
         """The tree at this moment (made anew after changes)."""
         if self._view is None:
-            self._view = View(self.store.entries(), self.heard())
+            self._view = View(self.store.snapshot(), self.heard())
         return self._view
 
     def device_name(self, resource: str) -> str:

@@ -169,6 +169,10 @@ class Store:
         """All entries, tombstones included, in the order of their stamps: the order in which they were written."""
         return sorted(self._cache.values(), key=lambda entry: (entry.stamp, entry.rel))
 
+    def snapshot(self) -> list[Entry]:
+        """The same in no order, which costs less."""
+        return list(self._cache.values())
+
     def facts_of(self, host: str) -> list[Entry]:
         """What `host` said about itself, in the order it said it: the unit that is exchanged (rule 19)."""
         return [entry for entry in self.entries() if guard.is_fact_of(entry.rel, host)]

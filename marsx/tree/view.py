@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from marsx.base.errors import DamagedError
@@ -32,6 +33,7 @@ from marsx.tree.paths import DELETED, NONE, Name
 _STAMPS = re.compile(r"^\d+\.\d+ \d+\.\d+ ")
 
 DIGEST_LENGTH = 32
+PARSED = 4096  # values kept parsed: a planner asks for the same ones with every view
 SECOND_NS = 1_000_000_000
 
 
@@ -63,6 +65,7 @@ class Grant(NamedTuple):
     mark: Mark
 
 
+@lru_cache(maxsize=PARSED)
 def parse_replay(text: str) -> Replay | None:
     """`log-N-P,POS,LEN`."""
     head, _, length = text.rpartition(",")
@@ -72,6 +75,7 @@ def parse_replay(text: str) -> Replay | None:
         return None
 
 
+@lru_cache(maxsize=PARSED)
 def parse_mark(text: str) -> Mark | None:
     """`log-N-P,POS[,LEN][,DIGEST]`."""
     parts = text.split(",")
@@ -82,6 +86,7 @@ def parse_mark(text: str) -> Mark | None:
         return None
 
 
+@lru_cache(maxsize=PARSED)
 def parse_version(text: str) -> Version | None:
     """`DIGEST,log-N-P,POS:` followed by nothing or by the same for the log before."""
     end_text, colon, previous_text = text.partition(":")
@@ -92,6 +97,7 @@ def parse_version(text: str) -> Version | None:
     return Version(end, previous)
 
 
+@lru_cache(maxsize=PARSED)
 def parse_grant(text: str) -> Grant | None:
     """`HOST,log-N-P,POS,DIGEST`; HOST may be `(none)`."""
     host, _, rest = text.partition(",")
@@ -102,13 +108,14 @@ def parse_grant(text: str) -> Grant | None:
 class View:
     """The tree at one moment. `entries` are (name, value, stamp); tombstones may be among them."""
 
-    __slots__ = ("_values", "_stamps", "_resources", "_heard", "ips", "uuid", "resources", "hosts")
+    __slots__ = ("_values", "_stamps", "_resources", "_heard", "memo", "ips", "uuid", "resources", "hosts")
 
     def __init__(self, entries: Iterable[tuple[str, str, int]], heard: Mapping[str, float] | None = None) -> None:
         self._values: dict[str, str] = {}
         self._stamps: dict[str, int] = {}
         self._resources: dict[str, dict[str, list[Name]]] = {}
         self._heard = dict(heard) if heard is not None else None
+        self.memo: dict[str, object] = {}  # what pure functions of this view have found
         ips: dict[str, str] = {}
         for rel, value, stamp in entries:
             name = paths.parse(rel)
