@@ -38,14 +38,30 @@ def newest_log(view: View, resource: str) -> tuple[int, str]:
             version = view.version(resource, host, nr)
             if version is not None and nr >= best[0]:
                 producer = version.end.pos.producer
-                if version.end.pos.pos == 0 and host != producer and not view.version_text(resource, producer, nr):
+                if version.end.pos.pos == 0 and host != producer and not _is_there(view, resource, producer, nr):
                     continue
                 best = max(best, (version.end.pos.nr, producer == designated, producer))
     return best[0], best[2]
 
 
+def _is_there(view: View, resource: str, producer: str, nr: int) -> bool:
+    """Does the producer of this log still say so himself? He may have withdrawn it and follow another one of that
+    number."""
+    own = view.version(resource, producer, nr)
+    return own is not None and own.end.pos.producer == producer
+
+
 def right_holder(view: View, resource: str) -> Right | None:
     """Who holds the right now; None if no log is known."""
+    key = f"right {resource}"
+    if key not in view.memo:
+        view.memo[key] = _find_holder(view, resource)
+    found = view.memo[key]
+    assert found is None or isinstance(found, Right)
+    return found
+
+
+def _find_holder(view: View, resource: str) -> Right | None:
     nr, producer = newest_log(view, resource)
     if not nr:
         return None
