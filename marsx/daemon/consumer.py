@@ -25,7 +25,7 @@ from marsx.peer.fetch import fetch_logs
 from marsx.peer.wire import PeerError, Reason
 from marsx.tree import paths
 from marsx.volume import recovery
-from marsx.volume.env import Facts
+from marsx.volume.env import Facts, point_before
 from marsx.volume.replay import Replayer
 
 LOG = messages.get("daemon.consumer")
@@ -81,6 +81,7 @@ class Consumer:
         self.missing_log = False
         self.gap_ahead = False
         self.parted = False  # the source says split, and our copy is an empty log
+        self.withdrawn = False  # the same, but there is no log to step back to; the histories have not parted
         self.count = Count()
         self._said = ""
         self._say_again = 0.0
@@ -105,10 +106,15 @@ class Consumer:
             raise
         recovery.close_all(logs)
         first = logs[0]
-        if (first.header.nr, first.header.producer) == (at.nr, at.producer):
-            digest = first.start_digest
+        for log in logs[:-1]:  # a power cut may have taken the newest words about them
+            self.env.facts.version(log.position, log.digest, point_before(log.header))
         copy = logcopy.from_recovered(self.env, logs, self._fetched_in_thread)
         copy.publish()
+        if (first.header.nr, first.header.producer) == (at.nr, at.producer):
+            digest = first.start_digest
+        else:  # that log was deleted; its end is the beginning of the next one (rule 7)
+            at, digest = first.header.start, first.header.digest0
+            self.env.facts.replayed(at, digest)
         return copy, at, digest
 
     # ---- replay ----
@@ -209,9 +215,23 @@ class Consumer:
             return False
         return reason is Reason.SPLIT or (reason is Reason.BEHIND and host == header.producer)
 
+    def _began_elsewhere(self, host: str, reason: Reason) -> bool:
+        """This replica began with an empty log that its producer has withdrawn since, and `host` goes on with another
+        one after the same point (its version link says so, with the digest there): nothing has parted, but the log
+        before, to which one could step back, was never here."""
+        header = self.copy.header if self.copy else None
+        if header is None or self.copy is None or self.copy.at.pos or reason is not Reason.SPLIT or header.pred is None:
+            return False
+        theirs = self.site.view().version(self.resource, host, header.nr)
+        return (header.producer != self.site.host and not recovery.may_withdraw(self.env, header)
+                and theirs is not None and theirs.previous == (header.pred, header.pred_digest))
+
     def _fetch_failed(self, host: str, err: PeerError) -> None:
         if self._is_withdrawn(host, err.reason):
             self.parted = True
+            self.changed()
+        elif self._began_elsewhere(host, err.reason):
+            self.withdrawn = True
             self.changed()
         elif err.reason is Reason.SPLIT:
             self.site.say(

@@ -480,6 +480,8 @@ class Runner:
             return True
         if (consumer.gap_ahead or consumer.missing_log) and await gaps.cross(self, consumer):
             return True
+        if consumer.withdrawn:
+            return await self._restart_sync("the empty log with which it began was withdrawn by its producer")
         if consumer.missing_log and want.sync_from:
             return await self._restart_sync("the source has not got the log any more that was due")
         return False
