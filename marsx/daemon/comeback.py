@@ -205,9 +205,9 @@ class Comeback:
             return "the own logs have not been looked at yet", ""
         if self._ahead is not None:
             host, until = self._ahead
-            if copy.at.order < until.order:
+            if copy.at.order < until.order and time.monotonic() <= self._ask_after:
                 return f"{host} has the log of this host up to {until}: that is fetched first", host
-            self._ahead = None
+            self._ahead = None  # it is asked for again: who had it may have withdrawn it (an empty log, rule 7)
         others = {host for host in view.members(self.resource) if host != self.site.host}
         silent = others - self.site.answered()
         if silent and time.monotonic() < self.site.started + self.site.settings.get("start_patience_s"):
@@ -275,7 +275,9 @@ class Comeback:
                 if entry.stamp < since or self._lies_within(view, entry, end)}
         for rel in good:
             del self.claims[rel]
-        self._say_again(good)
+        right = {rel: entry for rel, entry in good.items() if self._is_newer_truth(view, entry)}
+        self.site.store.put_many([(rel, entry.value) for rel, entry in right.items()], restamp=True)
+        self._say_again(good.keys() - right.keys())
         if self.claims:
             worst = max(self.claims.values(), key=lambda entry: entry.stamp)
             text = (f"the other hosts remember {os.path.basename(worst.rel)} = {worst.value}, but the own history ends "
@@ -297,8 +299,22 @@ class Comeback:
             return True                 # the end of the log before, and no history of its own (rule 7)
         if at.nr >= end.nr:
             return at.nr == end.nr and at.producer == end.producer and at.pos <= end.pos
-        own = view.version(self.resource, self.site.host, at.nr)
-        return own is None or (own.end.pos.producer == at.producer and at.pos <= own.end.pos.pos)
+        own = self._end_of(view, at.nr)
+        return own is None or (own.pos.producer == at.producer and at.pos <= own.pos.pos)
+
+    def _end_of(self, view: View, nr: int) -> Mark | None:
+        """Where this host's history leaves log `nr`. What the next log says of it counts more than the link of the log
+        itself, which a power cut may have put back."""
+        after = view.version(self.resource, self.site.host, nr + 1)
+        own = view.version(self.resource, self.site.host, nr)
+        return after.previous if after is not None and after.previous is not None else own.end if own else None
+
+    def _is_newer_truth(self, view: View, entry: Entry) -> bool:
+        """Do others remember a version link just as the next log here proves it, while the own one says less?"""
+        version = parse_version(entry.value)
+        return (version is not None and self.site.store.get(entry.rel) not in ("", entry.value)
+                and self._end_of(view, version.end.pos.nr) == version.end
+                and view.version(self.resource, self.site.host, version.end.pos.nr + 1) is not None)
 
     # ---- the end of the sync ----
 
