@@ -21,6 +21,7 @@ from marsx.base.position import LogPos, log_name
 from marsx.daemon import growth, purges, replica, shortcut
 from marsx.daemon.housekeeping import deletable, delete_logs
 from marsx.daemon.resource import Runner
+from marsx.log.record import FileHeader
 from marsx.peer import wire
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
@@ -147,13 +148,20 @@ class StartService:
 
     async def __call__(self, link: Link, peer: Peer) -> None:
         asked = wire.expect(await link.recv(link.timing.io_timeout), Type.START_ASK)
-        resource = wire.take_text(asked.header, "resource", 63)
+        header = self.grant(wire.take_text(asked.header, "resource", 63), peer.host)
+        await link.send(Type.START_GRANT, {"nr": header.nr, "producer": header.producer})
+
+    def grant(self, resource: str, host: str) -> FileHeader:
+        """The log with which `host` begins. It is not withdrawn any more, however empty it stays (rule 7): that is
+        durable before the host hears of it."""
         runner = self._worker.runners.get(resource)
         if runner is None or runner.producer is None or runner.producer.primary.header is None:
             raise PreconditionError(f"{self._worker.site.host} is not primary of {resource}", "marsadm primary there")
         header = runner.producer.primary.header
-        self.promise(resource, peer.host, header.nr)
-        await link.send(Type.START_GRANT, {"nr": header.nr, "producer": header.producer})
+        self.promise(resource, host, header.nr)
+        store = self._worker.site.store
+        store.put(paths.begun(resource, store.host), header.name, durable=True)
+        return header
 
     def promise(self, resource: str, host: str, nr: int) -> None:
         """Logs from `nr` on stay for this host."""

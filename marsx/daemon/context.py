@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import Stock
 from marsx.daemon.site import Site
+from marsx.tree import paths
 from marsx.volume.env import Env
 
 
@@ -42,4 +43,5 @@ def make_env(site: Site, resource: str, directory: str, publisher: Publisher, on
         index_bytes=settings.get("shadow_limit_mb") << 20,
         flush_ms=settings.get("logger_flush_ms"),
         on_trouble=on_trouble,
+        begun=lambda: site.store.get(paths.begun(resource, site.host)),
     )

@@ -1,9 +1,9 @@
 """Logs that nobody needs any more, logs that got too long, members that were removed (rules 9, 16, 26d; facts 6.1).
 
 A log N may be deleted here when every member's replay link is in a later log, or at N's end and the member has N+1
-(also an empty one: rule 7), no stream reads it, nobody was promised to begin there, and N is not the newest. A member
-without replay link blocks deletion (rule 16). The own position must be durable first: a power cut must not put it back
-into a log that is gone.
+(also an empty one: rule 7), no stream reads it, nobody was promised to begin there, and N is not the newest, nor the
+one before an empty newest one of another host. A member without replay link blocks deletion (rule 16). The own position
+must be durable first: a power cut must not put it back into a log that is gone.
 
 Version links are kept as long as somebody can ask them something: from the log before the oldest one that is here, and
 those of the log of the own syncpos and of the next one, which show that syncpos lies in the own history (rule 14).
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from marsx.daemon.resource import Runner
     from marsx.daemon.site import Site
     from marsx.daemon.worker import Worker
+    from marsx.tree.view import View
 
 LOG_LEAST = 64 << 20
 SPARE_MOST = 1 << 30
@@ -40,8 +41,17 @@ def lowest_needed(worker: Worker, runner: Runner) -> int:
             needed.append(other)
     logs = worker.site.store.log_files(resource)
     if logs:
-        needed.append(max(log.nr for log in logs))
+        needed.append(_end_of_history(view, resource, worker.site.host, logs[-1].nr))
     return min(needed, default=0)
+
+
+def _end_of_history(view: View, resource: str, host: str, newest: int) -> int:
+    """The newest log; the one before it, while the newest one is an empty one of another host. He may withdraw it, and
+    then this replica steps back over it (rule 7)."""
+    link = view.version(resource, host, newest)
+    if link is None or link.previous is None or link.end.pos.pos or link.end.pos.producer == host:
+        return newest
+    return link.previous.pos.nr
 
 
 def deletable(worker: Worker, runner: Runner, count: int | None) -> list[str]:

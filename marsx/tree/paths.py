@@ -89,7 +89,7 @@ _ACTUAL = {
     "is-attached": "switch", "is-copying": "switch", "is-syncing": "switch", "is-replaying": "switch",
     "is-primary": "switch", "has-emergency": "switch", "is-emergency": "switch", "if-on": "switch",
     "open-count": "number", "if-flying": "number", "if-state": "signed", "if-completion-stamp": "stamp",
-    "disk-error": "signed", "replay-code": "signed", "granted": "granted", "incarnation": "token",
+    "disk-error": "signed", "replay-code": "signed", "granted": "granted", "incarnation": "token", "begun": "token",
     "fetched": "position", "verify-state": "token", "verify-source": "host", "verify-pos": "number",
     "verify-differs": "number", "verify-repaired": "number", "verify-time": "stamp", "stalled": "stalls",
     **{f"{what}-{which}_rate": "number" for what in ("ops", "amount") for which in ("sync", "file", "replay", "if")},
@@ -399,6 +399,11 @@ def actual(resource: str, host: str, key: str) -> str:
 
 def granted(resource: str, host: str) -> str:
     return actual(resource, host, "granted")
+
+
+def begun(resource: str, host: str) -> str:
+    """The newest log of `host` with which a replica began."""
+    return actual(resource, host, "begun")
 
 
 def incarnation(resource: str, host: str) -> str:

@@ -54,6 +54,7 @@ class Env:
     writeback_idle_ms: int = 100                # or when nothing was written for so long,
     writeback_ms: int = 10_000                  # or when the oldest has waited for so long
     on_trouble: Callable[[str], None] = field(default=lambda text: None)
+    begun: Callable[[], str] = field(default=str)   # name of the newest log with which another replica began ("": none)
 
 
 def announce(env: Env, at: LogPos, length: int, pause: Callable[[float], bool]) -> bool:

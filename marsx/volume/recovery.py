@@ -276,8 +276,9 @@ def examine(env: Env, at: LogPos) -> Damage | None:
 
 def may_withdraw(env: Env, header: FileHeader) -> bool:
     """An empty log is no history: its producer takes it back on stepping down (rule 7). Not when its predecessor is
-    gone: then its header is the only witness of where the history ends. Nor when it stands behind a gap (rule 27)."""
-    if header.pred is None or header.gap_id != record.NO_ID:
+    gone: then its header is the only witness of where the history ends. Nor when it stands behind a gap (rule 27), or a
+    replica began with it: that one has no log to step back to."""
+    if header.pred is None or header.gap_id != record.NO_ID or header.name == env.begun():
         return False
     return os.path.exists(os.path.join(env.directory, header.pred.log))
 
