@@ -67,11 +67,13 @@ lint: $(DEPS) ## ruff
 types: $(DEPS) ## mypy over marsx
 	$(PY) -m mypy marsx
 
-sim: build ## crash states, enumerated: 20,000 of recorded runs (SEED=n; a failure says how to see its state again)
+sim: build ## crash states of recorded runs (20,000), and whole clusters (2,000): SEED=n; a failure says how to see it again
 	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 20000
+	$(PY) -m tests.sim.cluster --seed $(SEED) --count 2000
 
-sim-long: build ## the same, 1,000,000 states
+sim-long: build ## the same, 1,000,000 states and 50,000 clusters
 	$(PY) -m tests.crash.run --jobs 2 --seed $(SEED) --states 1000000 --budget 10
+	$(PY) -m tests.sim.cluster --seed $(SEED) --count 50000
 
 bench: build pyz ## measure everything into bench/report.json (10 minutes); see bench/README.md
 	@mkdir -p build
