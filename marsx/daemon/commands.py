@@ -230,6 +230,8 @@ async def invalidate(worker: Worker, resource: str, args: dict[str, Any]) -> dic
     runner = _member(worker, resource)
     if runner.producer is not None or worker.site.view().designated(resource) == worker.site.host:
         raise PreconditionError(f"{resource}: this host is the primary", "only a secondary can be invalidated")
+    if worker.site.view().want_primary(resource, worker.site.host):
+        raise PreconditionError(f"{resource}: this host is about to become primary", "wait for the end of that")
     at = await _start(worker, resource, args)
     store, host = worker.site.store, worker.site.host
     todo = [paths.todo(resource, host, switch) for switch in SWITCHES]

@@ -181,13 +181,19 @@ def _why_not(view: View, resource: str, host: str, local: Local) -> str:
     if local.hold and not _forced(view, resource, host):
         return local.hold
     allowed, why = may_produce(view, resource, host, local)
-    if allowed and not view.consistent(resource, host) and not _forced(view, resource, host):
+    if allowed and not view.consistent(resource, host) and not _ignores_sync(view, resource, host):
         return "this replica is not consistent"
     return "" if allowed else why
 
 
 def _forced(view: View, resource: str, host: str) -> bool:
     return view.designated(resource) == host and not view.todo(resource, host, "connect")
+
+
+def _ignores_sync(view: View, resource: str, host: str) -> bool:
+    """Force alone does not make half a disk a device: `disconnect` on a designated host would be enough for that."""
+    return (_forced(view, resource, host)
+            and view.want_primary(resource, host).startswith(paths.IGNORE_SYNC))
 
 
 def _plan_secondary(view: View, resource: str, host: str, local: Local, want: Plan) -> None:

@@ -401,6 +401,10 @@ def granted(resource: str, host: str) -> str:
     return actual(resource, host, "granted")
 
 
+IGNORE_SYNC = "ignore-sync-"
+"""A want-primary that begins so says: by force, also over a replica that is not consistent."""
+
+
 def begun(resource: str, host: str) -> str:
     """The newest log of `host` with which a replica began."""
     return actual(resource, host, "begun")

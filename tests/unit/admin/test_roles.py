@@ -226,6 +226,13 @@ def test_force_does_not_take_a_half_synced_replica(adm: Admin) -> None:
     adm.tree.put("resource-data/todo-b/connect", "0")
     adm.tree.put("resource-data/syncstatus-b", "4096")
     assert adm("primary --force data")[0] == 3
+    wants = []
+
+    def look() -> None:
+        wants.append(adm.tree.get("resource-data/todo-b/want-primary"))
+        started(adm)
+
+    assert adm("primary --force --ignore-sync data", look)[0] == 0 and wants[0].startswith("ignore-sync-")
 
 
 def test_secondary(adm: Admin) -> None:
