@@ -143,6 +143,20 @@ def test_who_has_more_is_fetched_from_first(back: Any) -> None:
     asyncio.run(main())
 
 
+def test_who_had_more_may_have_it_no_longer(back: Any) -> None:
+    """Rule 7: what was offered is an empty log, and who had it withdraws it: it is not waited for, for ever."""
+    async def main() -> None:
+        answers: dict[str, Any] = {"b": Offer(8192, LogPos(2, "a", 0)), "c": Offer(8192, NEWEST)}
+        one, site, asked = back(answers)
+        said, host = await settled(one, site, Copy(NEWEST))
+        assert host == "b" and "fetched first" in said
+        answers["b"] = Offer(8192, NEWEST)
+        assert one.holds(site.view(), Copy(NEWEST))[1] == "b", "not before it is time to ask again"
+        one._ask_after = 0.0
+        assert await settled(one, site, Copy(NEWEST)) == ("", "") and len(asked) == 2
+    asyncio.run(main())
+
+
 def test_a_branch_of_another_host_is_not_the_own_log(back: Any) -> None:
     """What b wrote after a forced start counts no further than where the own log ends there."""
     async def main() -> None:
@@ -244,6 +258,24 @@ def test_the_oldest_history_is_believed(back: Any) -> None:
                 del site.values[paths.version(R, 1, "a")]
             one.judge(site.view(), position(TWO), serving=True)
             assert (not one.claims) is within
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("remembered", "kept"), [(8192, True), (4096, False), (12288, None)])
+def test_a_link_that_a_power_cut_put_back(back: Any, remembered: int, kept: bool | None) -> None:
+    """Rule 22: the own version link of log 1 says less than log 2 proves. Who remembers just that end is right, and it
+    is said again; who remembers more still tells of lost memory."""
+    values = tree(**{paths.version(R, 2, "a"): f"{D},{position(TWO)}:{D},{NEWEST}", VERSION: f"{D},log-000000001-a,0:"})
+
+    async def main() -> None:
+        one, site, _ = back({"b": "no"}, values)
+        claim = f"{D},{LogPos(1, 'a', remembered)}:"
+        one.claim(Entry(VERSION, claim, 99))
+        one.judge(site.view(), position(TWO), serving=True)
+        if kept is None:
+            assert one.claims and not site.store.said
+        else:
+            assert not one.claims and site.store.said == {VERSION: claim if kept else values[VERSION]}
     asyncio.run(main())
 
 

@@ -106,6 +106,20 @@ def test_lowest_needed(place: Place, replays: tuple[int, int, int], pins: int | 
     assert place.left == [nr for nr in (1, 2, 3, 4, 5, 6) if nr >= lowest]
 
 
+@pytest.mark.parametrize(("producer", "pos", "stays"), [("b", 0, [4, 5]), ("b", 4096, [5]), ("a", 0, [5])])
+def test_the_log_before_an_empty_one_of_another_host_stays(place: Place, producer: str, pos: int,
+                                                           stays: list[int]) -> None:
+    """Rule 7: its producer may withdraw it, and then this replica has to step back to the end of the log before."""
+    place.logs(3, 4)
+    with open(os.path.join(place.store.root, paths.log(R, 5, producer)), "wb") as file:
+        file.write(bytes(4096))
+    place.put(paths.version(R, 5, "a"), f"{D},log-000000005-{producer},{pos}:{D},log-000000004-a,4096")
+    for host in "abc":
+        place.put(paths.replay(R, host), f"log-000000005-{producer},0,0")
+    delete_logs(place, place.runner, None)  # type: ignore[arg-type]
+    assert place.left == stays
+
+
 def test_a_member_without_replay_link_blocks(place: Place) -> None:
     """Rule 16: it is about to begin somewhere. One that was removed does not count."""
     place.logs(1, 2, 3)

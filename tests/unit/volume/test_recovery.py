@@ -350,5 +350,8 @@ def test_only_what_is_empty_for_sure_is_withdrawn(crashed):
     assert found is not None and found.nr == 2
     with pytest.raises(DamagedError, match="damaged"):
         recovery.empty_end(site.env, START, lambda nr, producer: BLOCK if nr == 2 else 0)
+    site.more["begun"] = lambda: "log-000000002-a"
+    assert recovery.empty_end(site.env, START, lambda nr, producer: 0) is None, "a replica began with it"
+    site.more["begun"] = str
     os.unlink(rig.path(1))
     assert recovery.empty_end(site.env, LogPos(2, HOST, 0), lambda nr, producer: 0) is None
