@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 from marsx.admin.context import Context, require_cluster, require_member
 from marsx.admin.table import Command, Phases, aliased
 from marsx.base.errors import PreconditionError
+from marsx.tree import paths
 
 
 def log_rotate(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
@@ -49,9 +51,16 @@ def _say_deleted(ctx: Context, resource: str, deleted: object, nothing: str) -> 
     ctx.say(f"{resource}: deleted {', '.join(names)}" if names else f"{resource}: {nothing}")
 
 
+def list_aside(ctx: Context, resource: str) -> list[str]:
+    """The logs of discarded branches that are kept here, oldest first."""
+    top = os.path.join(ctx.paths.mars_dir, paths.local_dir(ctx.host), f"aside-{resource}")
+    return sorted(os.path.join(base, name) for base, _, names in os.walk(top) for name in names)
+
+
 def purge(ctx: Context, resource: str, args: tuple[str, ...], what: str, nothing: str) -> None:
-    """Have marsd remove what nobody needs any more."""
-    require_member(ctx.view(), resource, ctx.host)
+    """Have marsd remove what nobody needs any more. Logs may be kept aside here of a resource that was left."""
+    if what != "log-purge-all" or not list_aside(ctx, resource):
+        require_member(ctx.view(), resource, ctx.host)
     answer = ctx.control.do(what, resource, ctx.options.timeout, force=ctx.options.force)
     _say_deleted(ctx, resource, answer.get("deleted"), nothing)
 
@@ -105,8 +114,8 @@ COMMANDS = (
     Command(
         "log-purge-all", "RES", partial(purge, what="log-purge-all", nothing="nothing to purge"),
         "delete logs that lead nowhere any more", "logs",
-        effect="""What `invalidate` has set aside of this host's own logs (in /mars/local-HOST) is lost, and all that
-        log-delete-all would delete.""",
+        effect="""What `invalidate` and `leave-resource` have set aside of a discarded branch (in /mars/local-HOST) is
+        lost, and all that log-delete-all would delete. `marsadm log-export` copies the first before.""",
         example="marsadm log-purge-all data",
     ),
     Command(

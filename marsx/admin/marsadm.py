@@ -37,6 +37,7 @@ def commands() -> dict[str, Command]:
         resource,
         roles,
         settings,
+        splitbrain,
         switches,
         synclimits,
         verify,
@@ -45,8 +46,8 @@ def commands() -> dict[str, Command]:
     )
 
     families = (
-        cluster, merge, resource, roles, switches, synclimits, settings, logs, verify, waits, view, hosts, links,
-        completion, habits,
+        cluster, merge, resource, roles, switches, synclimits, settings, logs, splitbrain, verify, waits, view, hosts,
+        links, completion, habits,
     )  # fmt: skip
     return {row.name: row for module in families for row in module.COMMANDS}
 

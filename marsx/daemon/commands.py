@@ -7,10 +7,8 @@ from the same list that it would write, other effects in words."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -364,25 +362,25 @@ def _last_words(worker: Worker, resource: str) -> Links:
 
 
 async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
-    runner, site, host = _member(worker, resource), worker.site, worker.site.host
+    runner, site = _member(worker, resource), worker.site
     if runner.producer is not None:
         raise PreconditionError(
             f"{resource}: this host is the primary", "marsadm primary on another host, or marsadm secondary here"
         )
     if args.get("dry"):
         let_go = [f"let {runner.device_path} go"] if runner.disk_fd >= 0 else []
-        return told(_last_words(worker, resource), "delete the logs of this host", *let_go)
+        return told(_last_words(worker, resource), "delete the logs of this host, keep aside what no other one has",
+                    *let_go)
     async with runner.exclusive():
         await runner.stop_consumer()
         if runner.disk_fd >= 0:
             await runner.detach()
+        keep = replica.discarded(site, resource)
         *links, over = _last_words(worker, resource)
         site.store.put_many(links)
         site.store.put(*over, durable=True)
         runner.publisher.drop_hint()
-        replica.set_logs_aside(worker.site, resource)
-        with contextlib.suppress(OSError):
-            shutil.rmtree(os.path.join(site.store.root, paths.local_dir(host), f"aside-{resource}"))
+        replica.set_logs_aside(worker.site, resource, keep)
     await worker.drop_runner(resource)
     return {"ok": True}
 

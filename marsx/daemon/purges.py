@@ -30,9 +30,18 @@ def _member(worker: Worker, resource: str) -> Runner:
 
 
 async def log_purge_all(worker: Worker, resource: str, args: dict[str, Any]) -> dict[str, Any]:
-    """What invalidate has set aside, and the logs that nobody needs."""
-    runner, store = _member(worker, resource), worker.site.store
+    """What invalidate has set aside, and the logs that nobody needs. A host that has left the resource has the first
+    only."""
+    store = worker.site.store
     aside = os.path.join(store.root, paths.local_dir(worker.site.host), f"aside-{resource}")
+    if resource not in worker.runners and os.path.isdir(aside):
+        names = sorted(os.path.relpath(os.path.join(base, name), store.root) for base, _, found in os.walk(aside)
+                       for name in found)
+        if args.get("dry"):
+            return {"ok": True, "changes": [], "effects": [f"delete {name}" for name in names]}
+        await worker.site.blocking(shutil.rmtree, aside)
+        return {"ok": True, "deleted": names}
+    runner = _member(worker, resource)
     async with runner.exclusive():
         found = [os.path.join(base, name) for base, _, names in os.walk(aside) for name in names]
         kept = sorted(os.path.relpath(path, store.root) for path in found)

@@ -7,11 +7,11 @@ import os
 import time
 
 from marsx.base.errors import PreconditionError
-from marsx.base.position import LogPos
+from marsx.base.position import LogPos, log_name
 from marsx.daemon.facts import Publisher
 from marsx.daemon.site import Site
 from marsx.log.chain import Point
-from marsx.log.record import FileHeader
+from marsx.log.record import BLOCK, FileHeader
 from marsx.peer import wire
 from marsx.peer.wire import Type
 from marsx.tree import paths
@@ -72,15 +72,29 @@ def step_back(env: Env, publisher: Publisher, at: LogPos, digest: str, known: re
             at, digest = header.pred, header.pred_digest
 
 
-def set_logs_aside(site: Site, resource: str) -> None:
-    """The replica's logs leave the live tree: what this host wrote itself is kept aside (nobody's data vanish
-    unseen), copies of others' logs are deleted."""
+def discarded(site: Site, resource: str) -> list[str]:
+    """Names of the logs here that are of a branch which is given up: the history of the designated primary does not go
+    through them, whoever wrote them. Where its version links do not reach back so far, only what this host wrote itself
+    counts. To be asked while the own version links are there."""
+    view, found = site.view(), []
+    winner = view.designated(resource)
+    for log in site.store.log_files(resource):
+        own = view.version(resource, site.host, log.nr)
+        known = view.in_history(resource, winner, own.end) if own and own.end.pos.producer == log.producer else None
+        if log.size > BLOCK and known is not True and (known is False or log.producer == site.host):
+            found.append(log_name(log.nr, log.producer))
+    return found
+
+
+def set_logs_aside(site: Site, resource: str, keep: list[str]) -> None:
+    """The replica's logs leave the live tree: those of a discarded branch are kept aside (nobody's data vanish unseen),
+    others are deleted, because the primary has them."""
     directory = os.path.join(site.store.root, paths.resource_dir(resource))
     aside = os.path.join(site.store.root, paths.local_dir(site.host), f"aside-{resource}", str(time.time_ns()))
     for log in site.store.log_files(resource):
-        path = os.path.join(directory, paths.log(resource, log.nr, log.producer).rpartition("/")[2])
-        if log.producer == site.host and log.size > 4096:
+        name = log_name(log.nr, log.producer)
+        if name in keep:
             os.makedirs(aside, mode=0o700, exist_ok=True)
-            os.rename(path, os.path.join(aside, os.path.basename(path)))
+            os.rename(os.path.join(directory, name), os.path.join(aside, name))
         else:
-            os.unlink(path)
+            os.unlink(os.path.join(directory, name))

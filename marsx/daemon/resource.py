@@ -490,6 +490,7 @@ class Runner:
         """This replica knows nothing any more (but that it is right outside of `due`, rule 27, once replay has passed
         `behind`): logs aside, sync from 0, replay from `at`. In the resource's turn."""
         await self.stop_consumer()
+        keep = replica.discarded(self.site, self.resource)
         await self.back.forget()
         self._forget_trouble()
         self.publisher.drop_hint()
@@ -500,7 +501,7 @@ class Runner:
         # First syncstatus = 0: a crash in between leaves an unfinished sync, which begins again by itself.
         self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
         self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at, behind), durable=True)
-        replica.set_logs_aside(self.site, self.resource)
+        replica.set_logs_aside(self.site, self.resource, keep)
         for key in ("err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal"):
             self.site.say(self.resource, key, "")
         self.site.forget_view()

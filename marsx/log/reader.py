@@ -15,10 +15,25 @@ from dataclasses import dataclass
 from marsx._ext import marsscan
 from marsx.base.errors import DamagedError, NotFoundError, PreconditionError
 from marsx.base.position import LogPos, parse_log_name
-from marsx.log.record import BLOCK, GROUP_MAGIC, MAX_PAYLOAD, RECORD_FIELDS, FileHeader, group_digest_after
+from marsx.log.record import (
+    BLOCK,
+    DISCARD,
+    GROUP_FIELDS,
+    GROUP_MAGIC,
+    MAX_PAYLOAD,
+    MAX_RECORDS,
+    RECORD_FIELDS,
+    TABLE_OFFSET,
+    WRITE,
+    ZERO,
+    FileHeader,
+    group_digest_after,
+    group_digest_before,
+)
 
 COLLECT_NOTHING, COLLECT_UNIQUES, COLLECT_RECORDS = range(3)
 _BACKWARDS = 64 * BLOCK
+_CHANGES = {WRITE: "write", DISCARD: "discard", ZERO: "zero"}
 NORMAL_AFTER_CRASH = frozenset({"end", "torn", "foreign"})
 
 # code of ext/format.h -> what is wrong with the bytes where the scan stopped
@@ -283,3 +298,37 @@ def is_empty(log: OpenLog) -> bool:
 def position(header: FileHeader, result: ScanResult) -> LogPos:
     """The end of a scan as a position."""
     return LogPos(header.nr, header.producer, result.end)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A record of a log: `at` is the end of what lies before its group."""
+
+    log: str
+    at: int
+    real_ns: int
+    what: str
+    offset: int
+    length: int
+
+
+def written(path: str, uuid: str, resource: str, start: int = 0) -> Iterator[Written]:
+    """What the sound groups of a log from POS `start` on have written, in order."""
+    with open_log(path, uuid, resource) as log:
+        at, digest = start, digest_behind(log.fd, log.header, start)
+        if digest is None:
+            raise DamagedError(f"{path}: no group ends at {start}", "see marsadm view")
+        while True:
+            block = read_block(log.fd, BLOCK + at)
+            if len(block) < BLOCK or group_digest_before(block, log.header, at) != digest:
+                return
+            fields = GROUP_FIELDS.unpack_from(block)
+            length, real_ns, count = fields[8], fields[12], fields[14]
+            after = group_digest_after(block, log.header, at, at + length)
+            if after is None or not 0 < count <= MAX_RECORDS:
+                return
+            for number in range(count):
+                one = RECORD_FIELDS.unpack_from(block, TABLE_OFFSET + number * RECORD_FIELDS.size)
+                if one[0] in _CHANGES:
+                    yield Written(log.header.name, at, real_ns, _CHANGES[one[0]], one[4], one[5])
+            at, digest = at + length, after
