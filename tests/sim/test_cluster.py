@@ -13,8 +13,8 @@ import pytest
 
 from tests.sim.cluster import search, workplace
 
-FIRST, LAST = map(int, os.environ.get("MARS_CLUSTER_SEEDS", "0:2000").split(":"))
-PARTS = 8
+FIRST, LAST = map(int, os.environ.get("MARS_CLUSTER_SEEDS", "0:1000").split(":"))
+PARTS = 4
 
 
 @pytest.mark.parametrize("part", range(PARTS))
