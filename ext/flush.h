@@ -172,7 +172,7 @@ static inline void mars_log_run_filler(struct mars_log *l, const uint8_t *zeros)
         int rc;
         l->extending = 1;                   /* an ended log must not grow again: freeze waits */
         pthread_mutex_unlock(&l->lock);
-        rc = mars_log_fill_part(&s, zeros);
+        rc = mars_log_fill_part(l, &s, zeros);
         pthread_mutex_lock(&l->lock);
         if (rc == 0)
             mars_segments_newest(&l->segments)->allocated = s.allocated;

@@ -95,6 +95,7 @@ struct mars_log {
     uint64_t n_known;
     uint64_t flush_ns;
     uint64_t allocate_step;                 /* file space at a time, at most */
+    uint64_t reserve;                       /* bytes of the file system that the log never takes (rules 27, 28) */
     uint64_t fill_ahead;                    /* zeros ahead of the groups at most; 0: none */
     uint64_t sync_bytes;                    /* what the last fdatasyncs made durable, each, about */
     uint32_t batch;

@@ -98,6 +98,7 @@ cdef extern from "log.h" nogil:
         uint64_t n_known
         uint64_t flush_ns
         uint64_t allocate_step
+        uint64_t reserve
         uint64_t fill_ahead
         uint32_t batch
         mars_log_counters count

@@ -267,6 +267,15 @@ cdef class Log:
         self.log.allocate_step = step
 
     @property
+    def reserve(self):
+        """Bytes of the file system that the log never takes."""
+        return self.log.reserve
+
+    @reserve.setter
+    def reserve(self, uint64_t size):
+        self.log.reserve = size
+
+    @property
     def fill_ahead(self):
         """Bytes of zeros ahead of the groups at most; 0: none."""
         return self.log.fill_ahead

@@ -13,6 +13,8 @@
 #ifndef MARS_SPACE_H
 #define MARS_SPACE_H
 
+#include <sys/statvfs.h>
+
 #include "disk.h"
 #include "log.h"
 
@@ -69,10 +71,19 @@ static inline void mars_log_has_room(struct mars_log *l)
     }
 }
 
+/* Not locked. mars_file_space, but for the reserve: without it nothing could be said or prepared on a full /mars. */
+static inline int mars_log_space(const struct mars_log *l, struct mars_segment *s, uint64_t step)
+{
+    struct statvfs v;
+    if (l->reserve && fstatvfs(s->fd, &v) == 0 && (uint64_t)v.f_bavail * v.f_frsize < step + l->reserve)
+        return -ENOSPC;
+    return mars_file_space(s, step);
+}
+
 /* Not locked. File space for the newest log; s is the caller's copy. */
 static inline int mars_log_allocate(struct mars_log *l, struct mars_segment *s, uint64_t step)
 {
-    int rc = mars_file_space(s, step);
+    int rc = mars_log_space(l, s, step);
     if (rc == 0) {
         struct mars_segment *newest;
         pthread_mutex_lock(&l->lock);
@@ -173,10 +184,10 @@ static inline void mars_log_fed(struct mars_log *l, int rc)
 /* ---- fill ---- */
 
 /* Not locked. One part of zeros behind s->allocated; s is the caller's copy. */
-static inline int mars_log_fill_part(struct mars_segment *s, const uint8_t *zeros)
+static inline int mars_log_fill_part(const struct mars_log *l, struct mars_segment *s, const uint8_t *zeros)
 {
     uint64_t at = s->allocated;
-    int rc = mars_file_space(s, MARS_FILL_PART);
+    int rc = mars_log_space(l, s, MARS_FILL_PART);
     for (; rc == 0 && s->allocated != MARS_UNKNOWN && at < s->allocated; at += MARS_FILL_WRITE)
         rc = mars_pwrite_all(s->fd, zeros, MARS_FILL_WRITE, at);
     return rc;

@@ -8,6 +8,7 @@ class Log:
     flush_ns: int
     allocate_step: int
     fill_ahead: int
+    reserve: int
     batch: int
     @property
     def device_size(self) -> int: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from marsx.daemon import emergency
 from marsx.daemon.facts import Publisher
 from marsx.daemon.logsource import Stock
 from marsx.daemon.site import Site
@@ -42,6 +43,7 @@ def make_env(site: Site, resource: str, directory: str, publisher: Publisher, on
         ring_bytes=max(16, settings.get("ring_mb")) << 20,
         index_bytes=settings.get("shadow_limit_mb") << 20,
         flush_ms=settings.get("logger_flush_ms"),
+        reserve_bytes=emergency.reserve(site),
         on_trouble=on_trouble,
         begun=lambda: site.store.get(paths.begun(resource, site.host)),
     )

@@ -6,13 +6,14 @@ out of it, or see that it could be entered. All of it comes and goes by itself, 
 """
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from marsx.base import messages
 from marsx.base.errors import MarsError
-from marsx.daemon import space
+from marsx.daemon import drops, space
 from marsx.daemon.space import Room
 from marsx.tree import paths
 from marsx.volume import emergency, gap
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 LOG = messages.get("daemon.emergency")
 GIB = 1 << 30
 RETRY_S, LOOK_S = 2.0, 0.5
+AGAIN_S = 0.1  # in which a log that found no room looks again
+RESERVE_MOST = 64 << 20
 BALLAST_LEAST, BALLAST_MOST, BALLAST_SHARE, BALLAST_INODES = 1 << 20, 64 << 20, 256, 32
 
 
@@ -39,6 +42,11 @@ def thresholds(site: Site, total: int) -> tuple[int, ...]:
     settings = site.settings
     return space.thresholds(total, [settings.get(f"required_free_space_{level}_gb") for level in space.LEVELS],
                             [settings.get(f"required_free_space_{level}_percent") for level in space.LEVELS])
+
+
+def reserve(site: Site) -> int:
+    """What logs leave free on /mars: half of the last limit."""
+    return min(RESERVE_MOST, thresholds(site, room_of(site.store.root).total)[-1] // 2)
 
 
 class Watch:
@@ -122,16 +130,26 @@ async def follow(runner: Runner) -> bool:
     producer.look_at = now + LOOK_S
     room = room_of(site.store.root)
     percent = site.view().emergency_limit(runner.resource, site.host)
-    wants = space.wants_emergency(had, site.level, room, percent, resume=bool(site.settings.get("logger_resume")),
+    level = space.level_now(room.free, thresholds(site, room.total))
+    resume = bool(site.settings.get("logger_resume"))
+    wants = space.wants_emergency(had, site.level, level, room, percent, resume=resume,
                                   stalled=bool(state["stalled_ns"]))
     producer.lacks_room = wants
     if state["failed"]:
         return False
     try:
         if wants and not state["direct"]:
+            await site.blocking(emergency.easy_drain, producer.primary)     # its own logs need room too
+            site.forget_view()
+            if await drops.one(runner, space.LEVELS[-1] if state["stalled_ns"] else max(site.level, level)):
+                producer.lacks_room, producer.look_at = had, 0.0
+                await asyncio.sleep(AGAIN_S)
+                return True
             return await _enter(runner, producer)
         if not wants and state["direct"]:
             return await _leave(runner, producer)
+        if site.level:
+            volume.kick()  # logs that only the own write-back needs should not be there
         if not wants and not state["direct"]:
             await _prepare(runner, producer)
     except (MarsError, OSError) as err:
@@ -166,6 +184,8 @@ async def _prepare(runner: Runner, producer: Producer) -> None:
     env, view = producer.env, runner.site.view()
     needed = min((view.first_needed(runner.resource, host) for host in view.members(runner.resource)), default=0)
     gap.drop_old(env.directory, needed + 1)
+    if drops.forget_old(env.directory, view, runner.resource):
+        runner.site.say(runner.resource, "wrn-log-dropped", "")
     if producer.prepared != env.device_size and runner.site.level < space.LEVELS[-1]:
         await runner.site.blocking(gap.prepare, env.directory, runner.resource, env.device_size)
         producer.prepared = env.device_size

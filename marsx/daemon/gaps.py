@@ -1,6 +1,6 @@
 """How a member gets across a gap that emergency mode left in the log, or over logs that were dropped (rule 27).
 
-    member: all that was fetched is replayed  ->  HEAL_ASK {resource, nr, producer, pos, digest}
+    member: all that was fetched is replayed  ->  HEAL_ASK {resource, nr, producer, pos, digest, log_id}
     primary                                   <-  HEAL_ANSWER {verdict, text, nr, producer, size, shift} bits
 
 The verdict is `regions` (what changed between the asker's position and the beginning of log `nr`), `full` (that is not
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from marsx.base import messages
 from marsx.base.errors import MarsError, PreconditionError
 from marsx.base.position import LogPos
-from marsx.daemon import regions
+from marsx.daemon import drops, regions
 from marsx.daemon.plan import sync_source
 from marsx.daemon.regions import Regions
 from marsx.log.chain import Point
+from marsx.log.record import NO_ID, FileHeader
 from marsx.peer import syncparts, wire
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
@@ -58,32 +59,54 @@ class HealService:
             answer: Answer = {"verdict": "wait", "text": "no log is written there for want of room in /mars"}, b""
         else:
             env = runner.producer.env
-            answer = await self._worker.site.blocking(answer_for, env.directory, env.uuid, resource, point,
-                                                      env.device_size)
+            answer = await self._worker.site.blocking(answer_for, env.directory, env.uuid, resource, point, peer.host,
+                                                      wire.take_hex(asked, "log_id", 32))
         if "nr" in answer[0]:
             self._worker.start_service.promise(resource, peer.host, answer[0]["nr"])
         await link.send(Type.HEAL_ANSWER, answer[0], answer[1])
 
 
-def answer_for(directory: str, uuid: str, resource: str, point: Point, size: int) -> Answer:
-    """What a member at `point` has to do to come to the next log here. Blocks."""
+def answer_for(directory: str, uuid: str, resource: str, point: Point, host: str, log_id: str) -> Answer:
+    """What the member `host`, which is at `point`, has to do to come to the next log here. Blocks."""
     for header in gap.headers(directory, uuid, resource):
         if header.pred == point.at and header.pred_digest == point.digest:
-            fields = {"nr": header.nr, "producer": header.producer}
-            changed = gap.find(directory, header)
-            if changed is None or changed.header.state != gap.CLOSED:
-                return {"verdict": "full", "text": "the map of changed regions is lost", **fields}, b""
-            form = {"size": changed.header.size, "shift": changed.header.shift}
-            found = Regions(changed.header.size, changed.header.shift, changed.bits())
-            return {"verdict": "regions", "text": f"{found.amount()} bytes changed", **fields, **form}, found.bits
+            return _answer(header, _of_gap(directory, header))
+    dropped = drops.load(directory, resource, host)
+    if dropped is not None and dropped.upto.nr >= point.at.nr:
+        following = drops.behind(directory, uuid, resource, dropped.upto)
+        if following is None:
+            return {"verdict": "none", "text": "the logs behind what was dropped are gone"}, b""
+        found = dropped.regions if dropped.covers(point.at, log_id) else None
+        if found is not None and following.gap_id != NO_ID:
+            past = _of_gap(directory, following)
+            found = None if past is None else found
+            if found is not None and past is not None:
+                found.unite(past)
+        return _answer(following, found)
     return {"verdict": "none", "text": "no gap begins there"}, b""
 
 
-async def ask(runner: Runner, host: str, point: Point) -> tuple[str, str, LogPos | None, Regions | None]:
+def _of_gap(directory: str, header: FileHeader) -> Regions | None:
+    """What went past the log in front of this one; None: not known."""
+    changed = gap.find(directory, header)
+    if changed is None or changed.header.state != gap.CLOSED:
+        return None
+    return Regions(changed.header.size, changed.header.shift, changed.bits())
+
+
+def _answer(header: FileHeader, found: Regions | None) -> Answer:
+    fields = {"nr": header.nr, "producer": header.producer}
+    if found is None:
+        return {"verdict": "full", "text": "which regions changed is not known any more", **fields}, b""
+    form = {"size": found.size, "shift": found.shift}
+    return {"verdict": "regions", "text": f"{found.amount()} bytes changed", **fields, **form}, found.bits
+
+
+async def ask(runner: Runner, host: str, point: Point, log_id: str) -> tuple[str, str, LogPos | None, Regions | None]:
     """(verdict, text, where to begin, the regions) of the primary."""
     link, _ = await runner.site.dial(host, SERVICE)
     try:
-        await link.send(Type.HEAL_ASK, {"resource": runner.resource, **syncparts.point_fields(point)})
+        await link.send(Type.HEAL_ASK, {"resource": runner.resource, "log_id": log_id, **syncparts.point_fields(point)})
         frame = wire.expect(await link.recv(link.timing.io_timeout), Type.HEAL_ANSWER)
     finally:
         await link.close()
@@ -115,7 +138,8 @@ async def cross(runner: Runner, consumer: Consumer) -> bool:
     if not source or why:
         return _later(runner, why)
     try:
-        verdict, text, at, found = await ask(runner, source, Point(copy.digest, copy.at))
+        verdict, text, at, found = await ask(runner, source, Point(copy.digest, copy.at),
+                                               copy.header.log_id.hex() if copy.header is not None else "0" * 32)
     except (MarsError, OSError) as err:
         return _later(runner, f"{source}: {err}")
     if at is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from marsx.daemon import drops
 from marsx.daemon.emergency import thresholds
 from marsx.log import writer
 from marsx.tree import paths
@@ -135,7 +136,7 @@ async def rotate_if_long(worker: Worker, runner: Runner) -> None:
         return  # no log is written; or a group has its place in this one and waits for room: it cannot end before
     if state["durable"] >= limit or (state["stalled_ns"] and state["durable"]):
         async with runner.exclusive():
-            if runner.producer is producer:
+            if runner.producer is producer and producer.primary.changed is None:
                 await producer.rotate()
 
 
@@ -154,6 +155,7 @@ def make_room(worker: Worker, runner: Runner) -> None:
     """When space is scarce: logs that nobody needs go by themselves; the file kept for the next one goes before."""
     drop_spare(worker, runner)
     delete_logs(worker, runner, None)
+    drops.begin(runner)
 
 
 def drop_spare(worker: Worker, runner: Runner) -> None:

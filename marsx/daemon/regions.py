@@ -83,9 +83,13 @@ def path_of(directory: str) -> str:
 
 def save(directory: str, resource: str, found: Regions) -> None:
     """Durable when this returns."""
+    durable.write_file(path_of(directory), pack(resource, found))
+
+
+def pack(resource: str, found: Regions) -> bytes:
+    """Contents of a file."""
     body = _HEAD.pack(_MAGIC, 0, found.shift, found.size, resource.encode()) + found.bits
-    crc = zlib.crc32(body)
-    durable.write_file(path_of(directory), body[:8] + struct.pack("<I", crc) + body[12:])
+    return body[:8] + struct.pack("<I", zlib.crc32(body)) + body[12:]
 
 
 def load(path: str, resource: str) -> Regions | None:
@@ -95,7 +99,11 @@ def load(path: str, resource: str) -> Regions | None:
     except OSError:
         return None
     with os.fdopen(fd, "rb") as file:
-        data = file.read(_HEAD.size + BITS_MAX + 1)
+        return parse(file.read(_HEAD.size + BITS_MAX + 1), resource)
+
+
+def parse(data: bytes, resource: str) -> Regions | None:
+    """Inverse of pack; None for anything else."""
     if len(data) < _HEAD.size:
         return None
     magic, crc, shift, size, name = _HEAD.unpack_from(data)

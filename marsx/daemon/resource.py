@@ -60,11 +60,12 @@ class Runner:
         self.consumer: Consumer | None = None
         self.trouble = ""
         self.replay_trouble = ""  # of the data device: replay and sync stop, the log is still fetched
-        self.back = Comeback(site, resource, self._directory(), self.kick)
+        self.back = Comeback(site, resource, self.directory(), self.kick)
         self.syncing = Syncing(site, resource, self.publisher, self._changed, self.span_trouble)
         self.why: dict[str, str] = {}  # what the newest plan does not want to run, with the reason
         self._looked_at: LogPos | None = None  # where replay found a damaged log last
         self.busy: list[str] = []
+        self.dropping: asyncio.Task[None] | None = None  # a log that members still need (daemon.drops)
         self.stopped = False
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -188,10 +189,10 @@ class Runner:
             and replay.pos.pos == 0
             and replay.pos.producer == self.site.host
             and replay.length == 0
-            and not reader.list_logs(self._directory())
+            and not reader.list_logs(self.directory())
         )
 
-    def _directory(self) -> str:
+    def directory(self) -> str:
         return os.path.join(self.site.store.root, paths.resource_dir(self.resource))
 
     async def _step(self) -> bool:
@@ -253,7 +254,7 @@ class Runner:
     # ---- attach, detach ----
 
     def _make_env(self) -> Env:
-        return make_env(self.site, self.resource, self._directory(), self.publisher, self._trouble_in_thread)
+        return make_env(self.site, self.resource, self.directory(), self.publisher, self._trouble_in_thread)
 
     def _context(self) -> Context:
         assert self._env is not None
@@ -436,7 +437,7 @@ class Runner:
             self.site.say(
                 self.resource, "inf-sync-start", "the history has parted below syncpos: the sync begins again"
             )
-            regions.drop(regions.path_of(self._directory()))
+            regions.drop(regions.path_of(self.directory()))
             self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
             return True
         if consumer.copy is None:
@@ -495,9 +496,9 @@ class Runner:
         self._forget_trouble()
         self.publisher.drop_hint()
         if due is None:
-            regions.drop(regions.path_of(self._directory()))
+            regions.drop(regions.path_of(self.directory()))
         else:
-            regions.save(self._directory(), self.resource, due)
+            regions.save(self.directory(), self.resource, due)
         # First syncstatus = 0: a crash in between leaves an unfinished sync, which begins again by itself.
         self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
         self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at, behind), durable=True)
@@ -520,7 +521,7 @@ class Runner:
         if self.stock.end is None or self.disk_fd < 0:
             raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
         return logsource.Source(
-            self._directory(), self.site.view().log_uuid(self.resource), self.resource, self.stock.end, self.stock.pins,
+            self.directory(), self.site.view().log_uuid(self.resource), self.resource, self.stock.end, self.stock.pins,
             self._unreadable_in_thread,
         )
 

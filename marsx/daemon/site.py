@@ -48,6 +48,7 @@ class Site:
     restart: Callable[[str], None] = print
     started: float = field(default_factory=time.monotonic)
     shutting_down: bool = False
+    promised: Callable[[str], int | None] = lambda resource: None  # from which log on a resource's logs are promised
     level: int = 0  # of free space on /mars (daemon.space)
     fetch_bucket: Bucket = field(init=False)
     _view: View | None = None

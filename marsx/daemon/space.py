@@ -22,6 +22,7 @@ SHARE = 4  # the limits take a quarter of the file system at most
 MEASURES = (
     (0, "both", "restore-ballast"),  # at level 0 only
     (1, "both", "delete-unneeded"),
+    (2, "secondary", "drop-replayed"),
     (2, "primary", "drop-fetched"),
     (2, "primary", "drop-of-one"),
     (3, "primary", "drop-of-several"),
@@ -60,9 +61,11 @@ def next_level(before: int, free: int, below: Sequence[int], reset: bool) -> int
     return before - 1 if reset else before
 
 
-def wants_emergency(had: bool, level: int, room: Room, percent: int, *, resume: bool, stalled: bool) -> bool:
-    """Has this resource to do without log? `percent`: its own limit (0: none); `stalled`: its log finds no room."""
-    tight = level == LEVELS[-1] or stalled or room.free * 100 < room.total * percent
+def wants_emergency(had: bool, level: int, now: int, room: Room, percent: int, *, resume: bool,
+                    stalled: bool) -> bool:
+    """Has this resource to do without log? `level`: of the host; `now`: what the room alone means; `percent`: its own
+    limit (0: none); `stalled`: its log finds no room."""
+    tight = now == LEVELS[-1] or stalled or room.free * 100 < room.total * percent
     if not had:
         return tight
     return tight or level > 0 or not resume

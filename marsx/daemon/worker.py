@@ -129,6 +129,7 @@ class Worker:
         )
         self.space = emergency.Watch(self.site)
         self.start_service = commands.StartService(self)
+        self.site.promised = self.start_service.lowest
         self.tokens = TokenStore.of(where)
         self.control = Control(
             where.control_socket,

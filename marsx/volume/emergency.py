@@ -37,8 +37,7 @@ def enter(primary: Primary) -> LogPos:
     if not gap.is_ready(primary.env.directory, primary.env.device_size):
         raise PreconditionError("emergency mode was not prepared while there was room: writers wait",
                                 "make room in /mars")
-    if not volume.state["stalled_ns"]:
-        primary.drain(EASY_DRAIN_S)
+    easy_drain(primary)
     with primary.rotate_lock:
         volume.hold()
         try:
@@ -53,6 +52,11 @@ def enter(primary: Primary) -> LogPos:
         _begin(primary, header, changed)
     primary.publish()
     return end
+
+
+def easy_drain(primary: Primary) -> None:
+    """What is durable in the log goes to the data device, while writers go on; for a while only. Blocks."""
+    primary.drain(EASY_DRAIN_S, durable_only=True)
 
 
 def _all_on_disk(primary: Primary, end: LogPos, digest: str) -> None:

@@ -80,3 +80,30 @@ def test_the_primary_goes_without_log(pair):
     scenario.hand_over(a, b, "data")
     b.run("dd if=/dev/urandom of=/dev/mars/data bs=64k count=4 oflag=direct conv=fsync status=none")
     scenario.wait_equal(b, a, "data", 60)
+
+
+def test_logs_that_one_member_needs(pair):
+    """Rule 27: a member that is cut off holds logs back until /mars is full; the application writes several times the
+    size of /mars meanwhile, without an error; only what that member needs is dropped, and only it is healed, by the
+    regions that changed. The secondary beside it does not keep logs for it at the price of its own."""
+    one = pair("abc", data_size=64 * MIB, mars_size=300 * MIB)
+    a, b, c = one
+    write(a, 1024, 2, 0)
+    for host in (b, c):
+        scenario.wait_equal(a, host, "data", 60)
+    c.run("marsadm disconnect data")
+    c.wait(lambda: fact(c, "is-copying", "c") == "0", 20, "the fetch to end")
+    for _ in range(14):
+        write(a, 1024, 24, 8)                               # the same 24 MiB again and again
+        a.wait(lambda: a.links("actual-a")["emergency"] in ("0", "1"), 30, "room to be made")
+    assert "is dropped, c will be healed" in log_of(a) and "b will be healed" not in log_of(a)
+    assert fact(a, "is-emergency") == "0" and "emergency mode:" not in log_of(a)
+    assert "c will be healed" in messages(a, "a")
+    scenario.wait_equal(a, b, "data", 90)
+    assert "across the gap" not in log_of(b)
+    c.run("marsadm connect data")
+    scenario.wait_equal(a, c, "data", 90)
+    amount = int(log_of(c).partition("); ")[2].partition(" bytes are compared")[0])
+    assert 24 * MIB <= amount < 28 * MIB
+    a.wait(lambda: not list(a.path(f"/mars/{RESOURCE}").glob(".drop-*")), 60, "the member's set to go")
+    a.wait(lambda: "dropped" not in messages(a, "a"), 60, "the message to end")

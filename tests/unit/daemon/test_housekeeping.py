@@ -36,7 +36,9 @@ class Place:
         self.promised: int | None = None
         self.start_service = SimpleNamespace(lowest=lambda resource: self.promised)
         self.pins: int | None = None
-        self.runner = SimpleNamespace(resource=R, pinned=lambda: self.pins, producer=None)
+        self.site.promised, self.site.level = (lambda resource: self.promised), 0
+        self.runner = SimpleNamespace(resource=R, pinned=lambda: self.pins, producer=None, site=self.site,
+                                      dropping=None, directory=lambda: os.path.join(root, "resource-r"))
         for host in "abc":
             self.put(paths.data(R, host), "/dev/x")
 
@@ -279,7 +281,7 @@ def test_rotate_if_long(place: Place, disk, written: int, total: int, rotates: i
         yield
         turns.append("out")
     volume = SimpleNamespace(state={"durable": written, "stalled_ns": 0, "direct": False})
-    place.runner.producer = SimpleNamespace(primary=SimpleNamespace(volume=volume), rotate=rotate)
+    place.runner.producer = SimpleNamespace(primary=SimpleNamespace(volume=volume, changed=None), rotate=rotate)
     place.runner.exclusive = exclusive
     disk(GIB, total)
     asyncio.run(housekeeping.rotate_if_long(place, place.runner))
@@ -294,6 +296,7 @@ def test_a_deleted_file_is_kept_for_the_next_log(place: Place, disk, free: int, 
     place.logs(1, 2, 3)
     place.replays(3, 3, 3)
     place.runner.producer = object() if primary else None
+    place.runner.dropping = SimpleNamespace(done=lambda: False)
     disk(free, total)
     assert delete_logs(place, place.runner, None) == ["log-000000001-a", "log-000000002-a"] and place.left == [3]
     assert os.path.lexists(spare_of(place)) == kept
@@ -306,6 +309,7 @@ def test_the_kept_file_goes_first(place: Place, disk, free: int, primary: bool, 
     place.logs(1)
     open(spare_of(place), "wb").close()
     place.runner.producer = object() if primary else None
+    place.runner.dropping = SimpleNamespace(done=lambda: False)
     disk(free, 64 * GIB)
     tick(place)
     assert os.path.lexists(spare_of(place)) == stays and place.left == [1]

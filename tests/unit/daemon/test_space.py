@@ -60,18 +60,26 @@ def test_next_level(before, free, reset, after):
 ])
 def test_wants_emergency(had, level, percent_free, limit, resume, stalled, wants):
     room = Room(percent_free * GIB, 100 * GIB)
-    assert space.wants_emergency(had, level, room, limit, resume=resume, stalled=stalled) == wants
+    assert space.wants_emergency(had, level, level, room, limit, resume=resume, stalled=stalled) == wants
+
+
+def test_room_that_has_just_been_made_counts():
+    """Rule 27: after a log was dropped nobody stops logging because the level falls only step by step."""
+    room = Room(50 * GIB, 100 * GIB)
+    assert not space.wants_emergency(False, 4, 0, room, 0, resume=True, stalled=False)
+    assert space.wants_emergency(True, 4, 0, room, 0, resume=True, stalled=False)
 
 
 @pytest.mark.parametrize(("level", "role", "due"), [
     (0, "primary", ("restore-ballast",)),
     (0, "secondary", ("restore-ballast",)),
     (1, "primary", ("delete-unneeded",)),
-    (2, "secondary", ("delete-unneeded",)),
+    (1, "secondary", ("delete-unneeded",)),
+    (2, "secondary", ("delete-unneeded", "drop-replayed")),
     (2, "primary", ("delete-unneeded", "drop-fetched", "drop-of-one")),
     (3, "primary", ("delete-unneeded", "drop-fetched", "drop-of-one", "drop-of-several")),
-    (3, "secondary", ("delete-unneeded", "stop-sync")),
-    (4, "secondary", ("delete-unneeded", "stop-sync", "free-ballast")),
+    (3, "secondary", ("delete-unneeded", "drop-replayed", "stop-sync")),
+    (4, "secondary", ("delete-unneeded", "drop-replayed", "stop-sync", "free-ballast")),
     (4, "primary", ("delete-unneeded", "drop-fetched", "drop-of-one", "drop-of-several", "free-ballast",
                     "cease-logging")),
 ])
