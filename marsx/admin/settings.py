@@ -156,8 +156,8 @@ def _head(line: str) -> str:
 
 _SET_LIMIT = Command(
     "set-emergency-limit", "RES PERCENT", set_emergency_limit, "the emergency limit of this host's replica", "settings",
-    needs="PERCENT is 0 (off) to 100: how full /mars may be before this resource goes into emergency mode.",
-    example="marsadm set-emergency-limit data 80", extra=(1, 1), daemon=False,
+    needs="PERCENT is 0 (off) to 100: with less of /mars free, this resource does without log on its primary (emergency mode).",
+    example="marsadm set-emergency-limit data 10", extra=(1, 1), daemon=False,
 )  # fmt: skip
 
 COMMANDS = (

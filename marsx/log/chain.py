@@ -6,7 +6,9 @@ A version link `version-NNNNNNNNN-HOST` says where log N ends for HOST, and wher
 
 The digests are chain digests of the contents (rule 6), so equal strings mean equal bytes. Positions are compared in
 canonical form (rule 7): an empty log is no history, (N+1, 0) is the end of N. There is no tolerance anywhere.
-32 zeros stand for the hole an emergency leaves: nothing connects what lies before and behind it.
+32 zeros stand for the hole an emergency leaves: no digest connects what lies before and behind it. But the host whose
+links these are wrote on, past the log, behind the end that it has below the hole. So its history goes on there, and the
+log behind the hole is history even when it is empty (rule 27).
 
 What links cannot show: two hosts in the same log of the same producer at different positions. The shorter one is taken
 for a prefix, and each fetch proves it or refuses (it begins with log id, position and digest).
@@ -169,7 +171,7 @@ Place = Point | _Origin | None
 
 def canonical(history: History, place: Place) -> Place:
     """The place without the empty logs on top of it (rule 7)."""
-    while isinstance(place, Point) and not place.is_hole and place.at.pos == 0:
+    while isinstance(place, Point) and not place.is_hole and place.at.pos == 0 and not _behind_hole(history, place):
         place = _below(history, place)
     return None if isinstance(place, Point) and place.is_hole else place
 
@@ -275,8 +277,17 @@ def _below(history: History, place: Place) -> Place:
     link = history.get(place.at.nr)
     if link is None or link.prev is None:
         return None
+    if link.prev.is_hole:
+        lower = [nr for nr, one in history.items() if nr < link.prev.at.nr and not one.end.is_hole]
+        return history[max(lower)].end if lower else None
     own = history.get(link.prev.at.nr)
     return None if own is not None and own.end != link.prev else link.prev
+
+
+def _behind_hole(history: History, place: Point) -> bool:
+    """Does this point's log follow a hole?"""
+    link = history.get(place.at.nr)
+    return link is not None and link.prev is not None and link.prev.is_hole
 
 
 def _other_beginning(a: History, point_a: Point, b: History, point_b: Point) -> bool:

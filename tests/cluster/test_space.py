@@ -9,8 +9,11 @@ RESOURCE = "resource-data"
 
 
 def fill(host: Host, rest_kb: int = 8000, name: str = "foreign") -> None:
-    """A foreign file takes all but so much of /mars."""
-    host.run(["sh", "-c", f"F=$(df --output=avail -k /mars | tail -1); fallocate -l $((F-{rest_kb}))K /mars/{name}"])
+    """A foreign file takes all but so much of /mars; 0: every block."""
+    size = f"F=$(df --output=avail -k /mars | tail -1); fallocate -l $((F-{rest_kb or 2000}))K /mars/{name}"
+    host.run(["sh", "-c", size])
+    if not rest_kb:
+        host.run(["sh", "-c", f"cat /dev/zero >> /mars/{name}"], check=False)
 
 
 def write(host: Host, block_kb: int, count: int, seek: int) -> None:
@@ -107,3 +110,41 @@ def test_logs_that_one_member_needs(pair):
     assert 24 * MIB <= amount < 28 * MIB
     a.wait(lambda: not list(a.path(f"/mars/{RESOURCE}").glob(".drop-*")), 60, "the member's set to go")
     a.wait(lambda: "dropped" not in messages(a, "a"), 60, "the message to end")
+
+
+def test_all_are_full_and_one_has_a_limit_of_its_own(pair):
+    """Rules 27, 28: /mars is full on both hosts by foreign files: the application goes on, facts still arrive; the
+    secondary alone full does not disturb the primary; then the limit of one resource, and logger_resume."""
+    one = pair(data_size=64 * MIB, mars_size=300 * MIB)
+    a, b = one
+    write(a, 1024, 8, 0)
+    scenario.wait_equal(a, b, "data", 60)
+    fill(b, 0)
+    write(a, 1024, 8, 8)
+    a.wait(lambda: a.links("actual-b").get("emergency") == "4", 20, "b's level in a's tree")
+    assert fact(a, "is-emergency") == "0"
+    fill(a, 0)
+    write(a, 64, 32, 400)
+    a.wait(lambda: fact(a, "is-emergency") == "1", 30, "emergency mode")
+    b.wait(lambda: "EMERGENCY MODE" in messages(b, "a"), 20, "a's state in b's tree")
+    b.run("rm /mars/foreign")
+    a.run(["sh", "-c", "echo 0 > /run/mars/sys/logger_resume"])
+    a.run("rm /mars/foreign")
+    a.wait(lambda: "logger_resume" in messages(a, "a"), 30, "the message to say what it waits for")
+    write(a, 64, 8, 700)
+    a.run(["sh", "-c", "echo 1 > /run/mars/sys/logger_resume"])
+    a.wait(lambda: fact(a, "is-emergency") == "0", 30, "the log to go on")
+    scenario.wait_equal(a, b, "data", 60)
+    a.wait(lambda: a.path(f"/mars/{RESOURCE}/.gap-map").exists(), 30, "the next map to be prepared")
+    a.run("marsadm set-emergency-limit data 99")
+    a.wait(lambda: fact(a, "is-emergency") == "1", 30, "emergency mode by the resource's own limit")
+    assert a.links("actual-a")["emergency"] == "0"
+    write(a, 64, 8, 100)
+    a.run("marsadm set-emergency-limit data 0")
+    a.wait(lambda: fact(a, "is-emergency") == "0", 30, "the log to go on")
+    scenario.wait_equal(a, b, "data", 60)
+    a.run("marsadm secondary data")                             # the way of the manual (8.1): nothing is in its way
+    a.run("marsadm primary data")
+    b.run("marsadm invalidate data")
+    write(a, 64, 8, 200)
+    scenario.wait_equal(a, b, "data", 60)

@@ -144,9 +144,17 @@ def test_nothing_written_yet():
 
 
 def test_hole_of_an_emergency():
-    """Rule 27: behind the hole nothing is connected with what was before; that is no split brain."""
-    old = history(("a", 5))
-    assert relation(with_hole(("a", 5)), old) == Relation("unknown")
+    """Rule 27: who has a hole wrote on behind what he has below it: he is ahead of who stands there, however empty the
+    log behind the hole is, and has parted from who went on there."""
+    old, empty = history(("a", 5)), with_hole(("a", 5))
+    empty[13] = VersionLink(Point(digest("empty gap"), pos(13, "a", 0)), empty[13].prev)
+    for gap in (with_hole(("a", 5)), empty):
+        assert relation(gap, old) == Relation("a_ahead", pos(1, "a", 5))
+        assert relation(gap, history(("a", 4))) == Relation("a_ahead", pos(1, "a", 4))
+        assert relation(gap, history(("a", 5), ("b", 2))) == Relation("split", pos(1, "a", 5))
+        assert relation(gap, history(("a", 6))) == Relation("split", pos(1, "a", 5))
+        assert relation(gap, without(gap, 1, 12)).verdict == "equal"
+        assert relation(without(gap, 1, 12), old) == Relation("unknown")
     assert relation(with_hole(("a", 5)), with_hole(("a", 5))).verdict == "equal"
     assert chain.tip({12: VersionLink(Point(HOLE, LogPos(12, "a", 0)))}) is None
     assert split_brain({"a": with_hole(("a", 5)), "b": old}) is None
@@ -234,7 +242,7 @@ def test_link_of_a_log():
     assert relation({1: one, 2: two}, {1: one}) == Relation("equal", one.end.at)
     gap = chain.link_of(dataclasses.replace(second, nr=12), 4096, "cd" * 16)
     assert str(gap) == f"{'cd' * 16},log-000000012-b,4096:{HOLE},log-000000011-b,0"
-    assert relation({1: one, 12: gap}, {1: one}) == Relation("unknown")
+    assert relation({1: one, 12: gap}, {1: one}) == Relation("a_ahead", one.end.at)
 
 
 # ---- a model that knows everything ----
