@@ -156,7 +156,7 @@ def _head(line: str) -> str:
 
 _SET_LIMIT = Command(
     "set-emergency-limit", "RES PERCENT", set_emergency_limit, "the emergency limit of this host's replica", "settings",
-    needs="PERCENT is 0 (off) to 100: with less of /mars free, this resource does without log on its primary (emergency mode).",
+    needs="PERCENT is 0 (off) to 100: with less of /mars free, this resource goes without log here (emergency mode).",
     example="marsadm set-emergency-limit data 10", extra=(1, 1), daemon=False,
 )  # fmt: skip
 

@@ -22,7 +22,8 @@ STATES = ("-m", "tests.crash.run", "--jobs", "2", "--states", "16000", "--second
 STATES_S = 1500
 # A header is compiled into these extensions as far as the tests of the table need them.
 BUILDS = {"ext/commit.h": ["marslog"], "ext/flush.h": ["marslog"], "ext/space.h": ["marslog"],
-          "ext/log.h": ["marslog", "marsshadow", "marsdirect"], "ext/format.h": ["marsscan"], "ext/shadow.h": []}
+          "ext/log.h": ["marslog", "marsshadow", "marsdirect"], "ext/format.h": ["marsscan"], "ext/shadow.h": [],
+          "ext/direct.h": ["marsdirect"]}
 # These compile the headers themselves.
 OWN_BUILD = ("tests/unit/ext/test_log_threads.py", "tests/unit/ext/test_shadow.py")
 SKIPPED = shutil.ignore_patterns(".git", "build", "dist", "__pycache__", ".pytest_cache", ".hypothesis", "*.pyz",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 from tests.mutants.shared import RULES_OF_MANY_HOSTS
+from tests.mutants.space_rules import SPACE_RULES
 from tests.mutants.states import FOUND_BY_STATES
 from tests.mutants.sync_rules import SYNC_RULES
 
@@ -171,7 +172,8 @@ MUTANTS = (
            "tests/unit/log/test_log_bytes.py::test_log_under_the_wrong_name"),
     # ---- 7: an empty log is no history; no tolerance
     Mutant("empty-logs-are-history", 7, "marsx/log/chain.py",
-           "    while isinstance(place, Point) and not place.is_hole and place.at.pos == 0:", "    while False:",
+           "    while isinstance(place, Point) and not place.is_hole and place.at.pos == 0 "
+           "and not _behind_hole(history, place):", "    while False:",
            f"{CHAIN}::test_rule_7_empty_logs_are_no_history"),
     Mutant("tolerance-of-a-block", 7, "marsx/log/chain.py",
            "    if place_a == place_b:\n        return \"equal\"",
@@ -248,6 +250,7 @@ MUTANTS = (
            "                durable.sync_links(directory, values)\n", "                pass\n",
            "tests/unit/daemon/test_facts.py::test_dirty_is_durable_before_it_returns"),
     *SYNC_RULES,
+    *SPACE_RULES,
     *RULES_OF_MANY_HOSTS,
     *FOUND_BY_STATES,
 )

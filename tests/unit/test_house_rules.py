@@ -17,9 +17,7 @@ from tests.mutants.mutant import PRIMARY_STATES, SECONDARY_STATES, Mutant
 from tests.mutants.table import MUTANTS
 
 TOP = Path(__file__).resolve().parents[2]
-# Of 27 only the holes of a history are there, which chain.py knows (test_chain.py): the emergency mode is not built, so
-# there is nothing to take out.
-WITHOUT_MUTANTS = {27}
+WITHOUT_MUTANTS: set[int] = set()
 RULES_ALL = range(1, 30)
 RULES = re.compile(r"\brules? ((?:[0-9]+[a-e]?(?:, | and | to |, and )?)+)", re.IGNORECASE)
 

@@ -13,7 +13,7 @@ from marsx._ext import marsdirect, marsinject
 from marsx.base.errors import DamagedError, MarsError, PreconditionError
 from marsx.base.position import LogPos
 from marsx.log import record
-from marsx.volume import emergency, gap
+from marsx.volume import emergency, gap, recovery
 from tests.fix_volume import BLOCK, HOST, MIB, RESOURCE, UUID, Serving, Site, apply, flip, read_groups
 
 START = LogPos(1, HOST, 0)
@@ -266,6 +266,15 @@ def test_not_prepared(make_site):
         load(one, twin, random.Random(13), 10)
         one.injector.flush()
         assert one.logical() == bytes(twin)
+
+
+def test_a_gap_is_history(make_site):
+    """Rules 7, 27: an empty log behind a gap is never taken back."""
+    site, _ = ready(make_site)
+    with Serving(site, first=True) as one:
+        emergency.enter(one.primary)
+    header = gap.headers(str(site.directory), UUID, RESOURCE)[-1]
+    assert not recovery.may_withdraw(site.env, header)
 
 
 def test_no_rotation_meanwhile(make_site):
