@@ -81,11 +81,12 @@ def _begin(primary: Primary, header: FileHeader, changed: gap.Map) -> None:
     assert volume is not None
     path = os.path.join(env.directory, header.name)
     try:
-        fd = writer.create_log(env.directory, header, 0, os.path.join(env.directory, gap.SPARE_LOG))
+        fd = writer.create_log(env.directory, header, 0, gap.spare_log(env.directory))
     except BaseException:
         if not os.path.lexists(path):
             volume.give_up()
             volume.thaw()
+            gap.give_back(env.directory, changed)
         else:
             primary.fail(f"{header.name} was made but is not known to be durable: "
                          "writers wait until marsd is restarted")

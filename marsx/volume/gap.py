@@ -122,7 +122,7 @@ def is_ready(directory: str, size: int) -> bool:
         header = read(os.path.join(directory, SPARE_MAP)).header
     except (OSError, DamagedError):
         return False
-    return header.size == size and header.state == SPARE and os.path.exists(os.path.join(directory, SPARE_LOG))
+    return header.size == size and header.state == SPARE
 
 
 def read(path: str) -> Map:
@@ -155,6 +155,18 @@ def put_to_use(directory: str, nr: int) -> Map:
     os.rename(spare, path)
     durable.sync_dir(directory)
     return Map(path, header, found.sectors)
+
+
+def give_back(directory: str, changed: Map) -> None:
+    """Undo put_to_use: no gap log was made with it, and nothing was written to it."""
+    _write_header(changed.path, replace(changed.header, state=SPARE, nr=0))
+    os.rename(changed.path, os.path.join(directory, SPARE_MAP))
+
+
+def spare_log(directory: str) -> str | None:
+    """The file kept for the gap log, if it is there."""
+    path = os.path.join(directory, SPARE_LOG)
+    return path if os.path.lexists(path) else None
 
 
 def close(path: str) -> None:
