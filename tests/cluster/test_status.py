@@ -240,7 +240,7 @@ def _silent(golden: Golden, hosts, a: Host, b: Host) -> None:
 
 
 def _split(golden: Golden, hosts, a: Host, b: Host) -> None:
-    a.run("fallocate -l 340M /mars/junk")
+    a.run(["sh", "-c", "F=$(df --output=avail -k /mars | tail -1); fallocate -l $((F-74000))K /mars/junk"])
     a.wait(lambda: "space" in codes(a), what="the emergency")
     a.wait(lambda: picture(a)["cluster"]["hosts"]["a"]["emergency"] >= 2, what="the level")
     golden.check("space", a, 2)

@@ -13,7 +13,7 @@ SPACE_RULES = (
     Mutant("accepted-and-never-written", 27, "ext/direct.h",
            "        rc = mars_direct_put_group(l, d, g);", "        rc = 0;", f"{GAP}::test_accepted_and_never_logged"),
     Mutant("past-the-log-before-the-drain", 27, "marsx/volume/emergency.py",
-           "            _all_on_disk(primary, end, digest)\n", "", f"{GAP}::test_there_and_back"),
+           "            _all_on_disk(primary, end, digest)\n", "", f"{GAP}::test_nothing_of_the_log_is_left_behind"),
     Mutant("gap-without-a-durable-position", 27, "marsx/volume/emergency.py",
            "    if not announce(primary.env, end, 0, primary.pause):\n"
            "        raise MarsError(\"the volume is being stopped\")\n", "",

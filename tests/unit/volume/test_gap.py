@@ -98,6 +98,20 @@ def test_order_of_entering(make_site):
     assert links[1][1] == LogPos(end.nr + 11, HOST, 0) and links[1][3].startswith(f"{record.NO_DIGEST},log-")
 
 
+def test_nothing_of_the_log_is_left_behind(make_site, monkeypatch):
+    """Rule 27: what write-back has not come to yet is on the data device before anything goes past the log."""
+    site, twin = ready(make_site, writeback_bytes=1 << 30, writeback_ms=60_000, writeback_idle_ms=60_000)
+    monkeypatch.setattr(emergency, "easy_drain", lambda primary: None)
+    with Serving(site, first=True) as one:
+        load(one, twin, random.Random(20), 40)
+        one.injector.flush()
+        assert site.disk.contents() != bytes(twin)
+        emergency.enter(one.primary)
+        assert site.disk.contents() == bytes(twin)
+        load(one, twin, random.Random(21), 40)
+        assert site.disk.contents() == bytes(twin) == one.logical()
+
+
 def test_writers_during_the_change(make_site):
     """Rules 1, 27: writers and flushers that run all the time lose nothing, whatever the log is doing."""
     site, _ = ready(make_site, size=2 * MIB)
