@@ -7,6 +7,7 @@ wrong. The first line names the worst. What runs until it is stopped (--interval
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -70,6 +71,7 @@ Dict = dict[str, Any]
 
 def main(argv: Sequence[str]) -> int:
     """Show the cluster once or for ever; the exit status."""
+    gc.disable()  # a call makes one large picture and ends: looking for cycles in it would take a tenth of its time
     try:
         options = _options(argv)
         if options["--help"]:
@@ -192,6 +194,8 @@ def _run(options: Options) -> int:
         who = {"host": os.uname().nodename, "program": __version__, "kernel": os.uname().release, "only": ""}
         print("\n".join(render.head({**who, "daemon": {"text": str(daemon)}}, worst="")))
         return 0
+    if options["--events"] or every:
+        gc.enable()
     if options["--events"]:
         from marsx.monitor.events import follow
 

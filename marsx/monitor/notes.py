@@ -83,6 +83,8 @@ def messages(said: Mapping[str, str]) -> list[Dict]:
 
 def reasons(said: Mapping[str, str]) -> dict[str, str]:
     """Why an activity that is not there is not there, as marsd says it: primary, fetch, replay, sync -> text."""
+    if "inf-why" not in said:
+        return {}
     parts = _WHY.split(_MESSAGE.sub(r"\2", said.get("inf-why", ""), count=1))
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -95,7 +97,8 @@ def pairs(text: str, left: str, right: str) -> list[Dict]:
 
 def source(said: Mapping[str, str], part: str) -> str:
     """From whom a sync or fetch comes, "" if that is not said."""
-    match = _SOURCE.search(said.get(f"inf-{part}", ""))
+    text = said.get(f"inf-{part}")
+    match = _SOURCE.search(text) if text else None
     return match[1] if match else ""
 
 

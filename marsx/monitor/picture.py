@@ -21,6 +21,7 @@ from marsx.monitor import nodenotes, notes
 from marsx.monitor.limits import Limits
 from marsx.monitor.seen import DOWN, RUNNING, SILENT, UNASKED, Seen
 from marsx.tree.distance import LogMap
+from marsx.tree.paths import NONE
 from marsx.tree.view import View
 
 FORMAT, VERSION = "mars-status", 1
@@ -218,7 +219,7 @@ class _Resource:
     def _device(self, host: str) -> Dict:
         is_here = host == self.seen.host
         return {
-            "name": self.view.device(self.name, host) or self.name,
+            "name": self._get(host, "device").replace(NONE, "") or self.name,
             "on": self._is(host, "actual/is-primary"),
             "present": self.name in self.seen.devices if is_here else None,
             "opened": self._number(host, "actual/open-count"),

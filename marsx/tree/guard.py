@@ -55,10 +55,16 @@ def entry_problem(rel: object, value: object, stamp: object, lamport: Lamport) -
     name = paths.parse(rel)
     if name is None or not name.propagated:
         return "not a name of the tree"
-    try:
-        durable.check_value(value)
-    except ValueError as err:
-        return str(err)
+    return link_problem(name, value, stamp, lamport)
+
+
+def link_problem(name: paths.Name, value: str, stamp: int, lamport: Lamport) -> str:
+    """Why this cannot be the value and stamp of an entry of that name, or ""."""
+    if not value.isascii() or not 0 < len(value) <= durable.VALUE_MAX or "\0" in value:
+        try:
+            durable.check_value(value)
+        except ValueError as err:
+            return str(err)
     problem = paths.value_problem(name, value)
     if problem:
         return problem

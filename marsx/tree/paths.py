@@ -28,6 +28,7 @@ DELETED = ".deleted"
 NONE = "(none)"
 REL_MAX = 255
 DEPTH_MAX = 3
+PROPAGATED = ("wish", "fact")
 
 RESERVED = frozenset("none all any full empty undefined remote local localhost".split())
 SWITCHES = ("attach", "connect", "sync", "allow-replay")
@@ -119,7 +120,7 @@ class Name(NamedTuple):
     @property
     def propagated(self) -> bool:
         """True if the entry is exchanged with the other hosts."""
-        return self.writer in ("wish", "fact")
+        return self.writer in PROPAGATED
 
 
 def is_identifier(text: str) -> bool:
@@ -144,13 +145,27 @@ def parse(rel: str) -> Name | None:
     """The meaning of a name of an entry or log file; None for everything that is not just one."""
     if not rel or len(rel) > REL_MAX or not rel.isascii():
         return None
+    head, _, leaf = rel.rpartition("/")
+    place = _place(head)
+    if place is not None:
+        return _in_resource(rel, leaf, *place)
     parts = rel.split("/")
-    if len(parts) > DEPTH_MAX:
+    return _global(rel, parts) if len(parts) <= DEPTH_MAX and not rel.startswith("resource-") else None
+
+
+@lru_cache(maxsize=4096)
+def _place(directory: str) -> tuple[str, str, str] | None:
+    """(what, resource, host) of a directory of a resource; what is todo, actual, userspace, or "" for the resource's
+    own. Worked out once for all that is in it."""
+    first, slash, rest = directory.partition("/")
+    resource = first[len("resource-"):]
+    if not first.startswith("resource-") or not is_resource(resource):
         return None
-    if parts[0].startswith("resource-"):
-        resource = parts[0][len("resource-"):]
-        return _in_resource(rel, resource, parts[1:]) if is_resource(resource) else None
-    return _global(rel, parts)
+    if not slash or rest == "userspace":
+        return rest, resource, ""
+    match = _HOST_DIR.fullmatch(rest)
+    legal = match is not None and match[1] in ("todo", "actual") and is_host(match[2])
+    return (match[1], resource, match[2]) if match is not None and legal else None
 
 
 def is_directory(rel: str) -> bool:
@@ -215,22 +230,14 @@ def _global_wish(rel: str, head: str, key: str) -> Name | None:
     return None
 
 
-def _in_resource(rel: str, resource: str, parts: list[str]) -> Name | None:
-    if len(parts) == 1:
-        return _resource_leaf(rel, resource, parts[0])
-    if len(parts) != 2:
-        return None
-    head, key = parts
-    if head == "userspace":
+def _in_resource(rel: str, key: str, what: str, resource: str, host: str) -> Name | None:
+    if what == "actual":
+        return _fact(rel, "actual", resource, host, key, _ACTUAL)
+    if what == "todo":
+        return Name(rel, "todo", resource, host, key, "wish", _TODO[key]) if key in _TODO else None
+    if what == "userspace":
         return Name(rel, "userspace", resource, "", key, "wish", "text") if _IDENTIFIER.fullmatch(key) else None
-    match = _HOST_DIR.fullmatch(head)
-    if not match or not is_host(match[2]):
-        return None
-    if match[1] == "todo" and key in _TODO:
-        return Name(rel, "todo", resource, match[2], key, "wish", _TODO[key])
-    if match[1] == "actual":
-        return _fact(rel, "actual", resource, match[2], key, _ACTUAL)
-    return None
+    return _resource_leaf(rel, resource, key)
 
 
 def _fact(rel: str, kind: str, resource: str, host: str, key: str, known: dict[str, str]) -> Name | None:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from marsx._ext.marstree import links as list_links
 from marsx.base import durable as disk
 from marsx.base.config import Paths
 from marsx.base.errors import MarsError, PermissionDeniedError, PreconditionError
@@ -123,6 +124,8 @@ class Store:
             raise MarsError(f"{self.root} is not the directory any more that it was",
                             "somebody unmounted it or mounted over it: mount it again and start marsd anew")
         found = self._scan("")
+        if self.readonly and not self._cache:
+            return self._take(found)
         changed = self._reconcile(found, [rel for rel in self._cache if rel not in found])
         self._notify(changed)
         return changed
@@ -332,35 +335,43 @@ class Store:
         """Every known entry below a directory, one pass."""
         found: dict[str, Entry] = {}
         todo = [rel]
-        settled = time.time_ns() - SECOND_NS
+        parse, readonly, settled = paths.parse, self.readonly, time.time_ns() - SECOND_NS
         while todo:
             directory = todo.pop()
             prefix = directory + "/" if directory else ""
             try:
-                with os.scandir(self._path(directory)) as items:
-                    links = [(prefix + item.name, item) for item in items]
+                links, inner = list_links(self._path(directory))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as err:
                 raise _failure(f"cannot read {self._path(directory)}", err) from err
-            for name, item in links:
-                if not item.is_symlink():
-                    if paths.is_directory(name):
-                        todo.append(name)
-                elif _known(name):
-                    entry = self._glance(name, item, settled) if self.readonly else self._read(name)
+            todo += [prefix + name for name in inner if paths.is_directory(prefix + name)]
+            for leaf, value, stamp, changed in links:
+                name = prefix + leaf
+                known = parse(name)
+                if known is not None and known.writer in paths.PROPAGATED:
+                    # A link that was made before `settled` has not changed under our eyes, so value and stamp are of
+                    # one link without looking twice: good for displays, which are started often.
+                    rested = readonly and value is not None and changed < settled
+                    entry = Entry(name, value, stamp) if rested and value is not None else self._read(name)
                     if entry is not None:
                         found[name] = entry
         return found
 
-    def _glance(self, name: str, item: os.DirEntry[str], settled: int) -> Entry | None:
-        """For displays, which are started often: a link that was made before `settled` has not changed under our eyes,
-        so value and stamp are of one link without looking twice."""
-        try:
-            value, status = os.readlink(item.path), item.stat(follow_symlinks=False)
-        except OSError:
-            return self._read(name)
-        return Entry(name, value, status.st_mtime_ns) if status.st_ctime_ns < settled else self._read(name)
+    def _take(self, found: dict[str, Entry]) -> list[str]:
+        """The first load of a display, which is started often: there is nothing yet to compare with."""
+        problem_of, see, lamport = guard.link_problem, self.lamport.see, self.lamport
+        for rel, entry in found.items():
+            name = paths.parse(rel)
+            problem = problem_of(name, entry.value, entry.stamp, lamport) if name else "not a name of the tree"
+            if problem:
+                self.problems[rel] = problem
+            else:
+                see(entry.stamp)
+                self._cache[rel] = entry
+        names = list(self._cache)
+        self._notify(names)
+        return names
 
     def _reconcile(self, found: dict[str, Entry], gone: Iterable[str]) -> list[str]:
         """Bring disk and cache together: the greater entry counts on both sides."""

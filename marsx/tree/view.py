@@ -108,7 +108,7 @@ def parse_grant(text: str) -> Grant | None:
 class View:
     """The tree at one moment. `entries` are (name, value, stamp); tombstones may be among them."""
 
-    __slots__ = ("_values", "_stamps", "_resources", "_heard", "memo", "ips", "uuid", "resources", "hosts")
+    __slots__ = ("_values", "_stamps", "_resources", "_heard", "_members", "memo", "ips", "uuid", "resources", "hosts")
 
     def __init__(self, entries: Iterable[tuple[str, str, int]], heard: Mapping[str, float] | None = None) -> None:
         self._values: dict[str, str] = {}
@@ -116,6 +116,7 @@ class View:
         self._resources: dict[str, dict[str, list[Name]]] = {}
         self._heard = dict(heard) if heard is not None else None
         self.memo: dict[str, object] = {}  # what pure functions of this view have found
+        self._members: dict[str, tuple[str, ...]] = {}
         ips: dict[str, str] = {}
         for rel, value, stamp in entries:
             name = paths.parse(rel)
@@ -235,8 +236,11 @@ class View:
 
     def members(self, resource: str) -> tuple[str, ...]:
         """Hosts with a replica: `data-HOST` is there and the membership is not over."""
-        names = self._resources.get(resource, {}).get("data", ())
-        return tuple(sorted(name.host for name in names if not self.is_removed(resource, name.host)))
+        if resource not in self._members:
+            names = self._resources.get(resource, {}).get("data", ())
+            hosts = sorted(name.host for name in names if not self.is_removed(resource, name.host))
+            self._members[resource] = tuple(hosts)
+        return self._members[resource]
 
     def member_id(self, resource: str, host: str) -> str:
         """The incarnation of a membership (rule 26)."""

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "": [],
     "base": ["base"],
     "_ext": [],
-    "tree": ["base", "tree"],
+    "tree": ["base", "tree", "_ext.marstree"],
     "log": ["base", "log", "_ext.marsscan", "_ext.marssum"],
     "device": ["base", "device", "_ext.marsdev"],
     "volume": ["base", "log", "volume", "device.frontend", "_ext.marslog", "_ext.marsdirect", "_ext.marssum",

@@ -1,0 +1,3 @@
+"""Types of `marstree`: the symlinks of a directory."""
+
+def links(path: str) -> tuple[list[tuple[str, str | None, int, int]], list[str]]: ...
