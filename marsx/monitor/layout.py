@@ -15,9 +15,11 @@ COLOURS = {"TODO": "\x1b[1;31m", "HINT": "\x1b[1;33m", "WORK": "\x1b[36m", "CRIT
 BOLD = "\x1b[1m"
 
 _HEAD = re.compile(r"(MARS Status - .*?: )(OK|WARNING|CRITICAL|UNKNOWN)(.*)", re.DOTALL)
-_TAG = re.compile(r"(\s*-{1,4}> )(WORK|TODO|HINT)(: )(.*)", re.DOTALL)
-_BEGIN = re.compile(r"\s*(?:-{1,4}> (?:(?:WORK|TODO|HINT): )?|[A-Z][a-z]+ *: )?")
+_TAG = re.compile(r"([\s║|]*(?:-{1,4}>|╠═══>|\|----->) )(WORK|TODO|HINT)(: )(.*)", re.DOTALL)
+_BEGIN = re.compile(r"\s*(?:[║|]\s+)?(?:(?:-{1,4}>|╠═══>|\|----->) (?:(?:WORK|TODO|HINT): )?|[A-Z][a-z]+ *: )?")
 HANG_MAX = 24
+COMMA_FROM = 0.6
+EDGES = "║|"
 
 
 def fitted(lines: Iterable[str], width: int) -> Iterator[str]:
@@ -31,19 +33,31 @@ def fitted(lines: Iterable[str], width: int) -> Iterator[str]:
 
 
 def _broken(line: str, width: int) -> Iterator[str]:
-    begin = _BEGIN.match(line)
-    hang = " " * min(HANG_MAX, width // 3, begin.end() if begin else 0)
+    hang = _hang(line, width)
     advice = line.find(" ==> ")
     if advice > 0 and len(line) - advice + len(hang) <= width + 1:
         yield from _broken(line[:advice], width) if advice > width else [line[:advice]]
         yield hang + line[advice + 1 :]
         return
     while len(line) > width:
-        cut = line.rfind(" ", len(hang) + 1, width + 1)
-        cut = cut if cut > len(hang) else width
+        cut = _cut(line, len(hang) + 1, width)
         yield line[:cut].rstrip()
         line = hang + line[cut:].lstrip()
     yield line
+
+
+def _hang(line: str, width: int) -> str:
+    """What stands before the rest of a broken line: blanks, and the edge of the history."""
+    begin = _BEGIN.match(line)
+    head = line[: begin.end()] if begin else ""
+    return "".join(char if char in EDGES else " " for char in head[: min(HANG_MAX, width // 3)])
+
+
+def _cut(line: str, least: int, width: int) -> int:
+    """Where to break: behind a comma if that does not waste much, else at a blank, else in the word."""
+    comma = line.rfind(", ", least, width) + 1
+    blank = line.rfind(" ", least, width + 1)
+    return comma if comma > width * COMMA_FROM else blank if blank >= least else width
 
 
 def painted(lines: Iterable[str]) -> Iterator[str]:

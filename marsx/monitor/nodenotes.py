@@ -47,7 +47,7 @@ def _device(name: str, node: Dict, resource: Dict, at: str) -> Said:
         if not node["designated"]:
             text = "Primary against the wish: the role is given up when the device is no longer used"
             yield "primary-against-wish", 1, HINT, "device", text, f"{at}umount /dev/mars/{device['name']}"
-    elif node["designated"]:
+    elif node["designated"] and node["alive"] is not False:
         why = node["why"].get("primary", "")
         text = "the Mars-Device is not there yet" + (f": {why}" if why else "")
         yield "primary-not-yet", 1, TODO if why else WORK, "device", text, ""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from marsx.monitor.limits import Limits
-from marsx.monitor.seen import DOWN, SILENT, Seen
+from marsx.monitor.seen import DOWN, SILENT, UNASKED, Seen
 
 WORK, TODO, HINT = "WORK", "TODO", "HINT"
 WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
@@ -105,13 +105,14 @@ def source(said: Mapping[str, str], part: str) -> str:
 # Cluster and hosts
 
 
-def of_cluster(seen: Seen, is_member: bool) -> list[Dict]:
-    """About this host's marsd."""
+def of_cluster(seen: Seen, is_member: bool, alive: bool | None) -> list[Dict]:
+    """About this host's marsd; who may not ask it goes by what it says of itself in the tree (`alive`)."""
     found = []
+    is_down = seen.daemon.state == DOWN or (seen.daemon.state == UNASKED and alive is False)
     if not is_member:
         do = "marsadm create-cluster, or marsadm join-cluster"
         found.append(note("no-cluster", 3, TODO, "cluster", "this host belongs to no cluster", do))
-    elif seen.daemon.state == DOWN:
+    elif is_down:
         text = "marsd does not run here: what follows is the last known state"
         found.append(note("daemon-down", 3, TODO, "cluster", text, "marsd start", host=seen.host))
     elif seen.daemon.state == SILENT:

@@ -64,7 +64,7 @@ def _cluster(view: View, now_ns: int, seen: Seen, limits: Limits) -> Dict:
     for host, found in hosts.items():
         found["notes"] = notes.of_host(host, found, limits)
         found["level"] = notes.level(found["notes"])
-    said = notes.of_cluster(seen, bool(view.uuid))
+    said = notes.of_cluster(seen, bool(view.uuid), hosts.get(seen.host, {}).get("alive"))
     return {
         "uuid": view.uuid,
         "hosts": hosts,

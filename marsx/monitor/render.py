@@ -121,7 +121,7 @@ def _node(name: str, host: str, node: Dict, style: Style) -> Iterator[str]:
     yield from _notes(node, "fetch")
     yield _replay(node)
     yield from _notes(node, "replay")
-    yield from bar(node["replay"], style, node["replay"]["state"] == "running" and node["replay"]["rest"] > 0)
+    yield from bar(node["replay"], style, any(note["code"] == "replay" for note in node["notes"]))
     yield from _verify(node)
     yield f"\tActual  : {_actual(node)}"
     yield f"\tSwitches: {_switches(node)}"
@@ -154,6 +154,11 @@ def _device(node: Dict) -> str:
     return f"\tDevice  : Disk-Device {disk['path']}, {'' if enlarged else 'not '}enlarged{used}{rate}"
 
 
+def _bytes(amount: int) -> str:
+    """To the byte, and readable."""
+    return f"{amount} bytes" + (f" ({size(amount)})" if amount >= 1000 else "")
+
+
 def _speed(span: Dict, word: str) -> str:
     """Rate, what is left and how long that takes, as far as there is any."""
     if not span["rest"]:
@@ -164,12 +169,12 @@ def _speed(span: Dict, word: str) -> str:
 
 
 def _sync(span: Dict) -> str:
-    return (f"\tSync    : {span['done']} bytes ({size(span['done'])}) synced = {span['percent']:.2f}%"
+    return (f"\tSync    : {_bytes(span['done'])} synced = {span['percent']:.2f}%"
             + _speed(span, "at"))
 
 
 def _fetch(span: Dict) -> str:
-    return (f"\tFetch   : {span['pos']} bytes ({size(span['pos'])}) in log-{span['log']:09d} active"
+    return (f"\tFetch   : {_bytes(span['pos'])} in log-{span['log']:09d} active"
             + _speed(span, "received with"))
 
 
@@ -178,7 +183,7 @@ def _replay(node: Dict) -> str:
     rate = f", at {size(span['rate'])}/s" if span["rate"] and span["rest"] else ""
     done = f" (done in {duration(span['seconds'])})" if span["seconds"] else ""
     todo = f"{span['rest']} ({size(span['rest'])})" if span["rest"] else "0"
-    return (f"\tReplay  : {span['pos']} bytes ({size(span['pos'])}) now replayed, Todo {todo}, "
+    return (f"\tReplay  : {_bytes(span['pos'])} now replayed, Todo {todo}, "
             f"completed {span['percent']:.2f}%{rate}{done}{_lag(node)}")
 
 
@@ -197,7 +202,7 @@ def _verify(node: Dict) -> Iterator[str]:
         return
     healed = f", {found['repaired']} bytes repaired" if found["repaired"] else ""
     when = "" if found["age"] is None else f" before {duration(found['age'])}"
-    compared = f"{found['done']} bytes ({size(found['done'])}) compared, {found['differs']} bytes differ{healed}"
+    compared = f"{_bytes(found['done'])} compared, {found['differs']} bytes differ{healed}"
     yield f"\tVerify  : {compared}, {found['state']}{when}"
     yield from _notes(node, "verify")
 
@@ -240,9 +245,11 @@ def system(picture: Dict) -> Iterator[str]:
     yield "---> Systemdata <---"
     for name, one in picture["system"].items():
         unit = f" {one['unit']}" if one["unit"] else ""
-        set_to = "is unset" if one["set"] is None else f"is set to {one['set']}{unit} ({one['source']})"
+        by = f" by {one['source']}" if one["source"].endswith(".toml") else ""
+        set_to = "is unset" if one["set"] is None else f"is set to {one['set']}{unit}{by}"
         used = "" if one["used"] is None else f", {one['used']}{unit} in use now"
-        yield f"-> {name} {set_to}, actually {one['value']}{unit}{used}: {one['meaning']}"
+        default = "" if one["value"] == one["default"] else f" (default {one['default']})"
+        yield f"-> {name} {set_to}, actually used {one['value']}{unit}{default}{used}: {one['meaning']}"
 
 
 def _debug(title: str, found: list[Dict] | None) -> Iterator[str]:

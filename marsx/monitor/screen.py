@@ -26,7 +26,7 @@ from marsx.base.messages import printable
 from marsx.monitor.layout import fitted, painted
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
-HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+HOME, REST_OF_LINE = "\x1b[H", "\x1b[K"
 BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
 """A terminal that knows it shows what is between as one picture."""
 INVERSE, PLAIN = "\x1b[7m", "\x1b[0m"
@@ -77,16 +77,19 @@ class Screen:
         self._height = height
         self.top = max(0, min(self.top, len(lines) - room))
         shown = lines[self.top : self.top + room]
+        # In the last column clearing the rest of the line would take the sign that was just written.
+        ends = [REST_OF_LINE if len(line) < width else "" for line in shown]
         if self._colours:
             shown = list(painted(shown))
+        shown = [line + end for line, end in zip(shown, ends, strict=True)]
         if self.trouble:
             warning = f"{clock}: no news: {printable(self.trouble)}"[:width]
-            shown.insert(0, f"{INVERSE}{warning:{width}}{PLAIN}" if self._colours else warning)
+            shown.insert(0, f"{INVERSE}{warning:{width}}{PLAIN}" if self._colours else f"{warning:{width}}")
         footer = self._footer(len(lines), room, clock)[:width]
-        body = "".join(f"{line}{REST_OF_LINE}\r\n" for line in shown)
-        foot = f"{INVERSE}{footer:{width}}{PLAIN}" if self._colours else footer + REST_OF_LINE
+        body = "".join(f"{line}\r\n" for line in shown)
+        foot = f"{INVERSE}{footer:{width}}{PLAIN}" if self._colours else f"{footer:{width}}"
         gap = max(0, height - 1 - len(shown))
-        return f"{BEGIN}{HOME}{body}{(REST_OF_LINE + chr(13) + chr(10)) * gap}{foot}{REST_OF_SCREEN}{END}"
+        return f"{BEGIN}{HOME}{body}{(REST_OF_LINE + chr(13) + chr(10)) * gap}{foot}{END}"
 
     def _footer(self, count: int, room: int, clock: str) -> str:
         last = min(count, self.top + room)

@@ -25,7 +25,7 @@ PLACEHOLDERS = (
     (r"MARS (Admin  - marsadm|Status - \S+,|Module - marsd) [0-9.]+", r"MARS \1 VERSION"),
     (r"(?m)^MARS Kernel - .*", "MARS Kernel - KERNEL"),
     (r"/dev/loop\d+|/\S*/disk\S*", "DISK"),
-    (r"\b\d+ bytes \([0-9.]+ \w+\)", "N bytes (SIZE)"),
+    (r"\b\d+ bytes( \([0-9.]+ \w+\))?(?! of)", "N bytes (SIZE)"),
     (r"Todo \d+ \([0-9.]+ \w+\)", "Todo N (SIZE)"),
     (r"[0-9.]+ (bytes|[KMGT]iB)/s", "RATE"),
     (r"rest [0-9.]+ (bytes|[KMGT]iB)", "rest SIZE"),
@@ -240,10 +240,12 @@ def _silent(golden: Golden, hosts, a: Host, b: Host) -> None:
 
 
 def _split(golden: Golden, hosts, a: Host, b: Host) -> None:
-    a.run(["sh", "-c", "F=$(df --output=avail -k /mars | tail -1); fallocate -l $((F-74000))K /mars/junk"])
-    a.wait(lambda: "space" in codes(a), what="the emergency")
-    a.wait(lambda: picture(a)["cluster"]["hosts"]["a"]["emergency"] >= 2, what="the level")
-    golden.check("space", a, 2)
+    room = os.statvfs(a.path("/mars"))
+    a.run(f"fallocate -l {room.f_bavail * room.f_frsize - 16 * MIB} /mars/junk")
+    for host in (a, b):
+        host.wait(lambda host=host: picture(host)["cluster"]["hosts"]["a"]["emergency"] == 4, what="the emergency")
+    golden.check("emergency", a, 2)
+    golden.check("emergency-seen-from-secondary", b, 2)
     a.run("rm /mars/junk")
     wait_for(a)
     hosts.net.cut("a", "b")

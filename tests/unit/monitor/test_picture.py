@@ -11,7 +11,7 @@ from marsx.base.lamport import Lamport
 from marsx.base.position import LogPos
 from marsx.monitor.limits import Limit, Limits
 from marsx.monitor.picture import picture
-from marsx.monitor.seen import DOWN, RUNNING, SILENT, Daemon, LogFile, Seen
+from marsx.monitor.seen import DOWN, RUNNING, SILENT, UNASKED, Daemon, LogFile, Seen
 from marsx.tree.paths import DELETED
 from marsx.tree.store import Store
 from marsx.tree.view import View
@@ -130,6 +130,9 @@ def test_marsd_down_and_silent(tree: SmallTree) -> None:
         found = pictured(tree, daemon=Daemon(state))
         assert found["level"] == 3 and found["reasons"][0]["code"] == code and "peer-silent" not in codes(found)
         assert found["cluster"]["hosts"]["b"]["alive"] is None
+    assert pictured(tree, daemon=Daemon(UNASKED))["level"] == 2  # a says that it lives
+    tree.put("actual-a/alive", "0")
+    assert pictured(tree, daemon=Daemon(UNASKED))["reasons"][0]["code"] == "daemon-down"
     assert pictured(SmallTree(Path(tree.paths.mars_dir).parent / "none"))["reasons"][0]["code"] == "no-cluster"
 
 

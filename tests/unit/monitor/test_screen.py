@@ -47,6 +47,14 @@ def test_scrolls_and_fits() -> None:
     assert list(_split("\x1b[B\x1b[6~jq")) == ["\x1b[B", "\x1b[6~", "j", "q"]
 
 
+def test_last_column() -> None:
+    """A line as wide as the terminal keeps its last sign: nothing is cleared behind it."""
+    screen = Screen(lambda width: ["x" * width, "y" * (width - 1)], False, 1)
+    screen.look(20)
+    frame = screen.frame(20, 4, "12:00:00")
+    assert "x" * 20 + "\r\n" in frame and "y" * 19 + "\x1b[K" in frame
+
+
 def test_no_news() -> None:
     """What cannot be made anew stays, below a line that says why; it goes when there is news."""
     troubles = [None, MarsError("the tree is gone", "mount it"), None]
@@ -63,7 +71,7 @@ def test_no_news() -> None:
         screen.look(80)
         frames.append(visible(screen.frame(80, 5, "12:00:00")))
     assert frames[0] == frames[2] and frames[0][0] == "all is well"
-    assert frames[1][0] == "12:00:00: no news: the tree is gone (mount it)" and frames[1][1] == "all is well"
+    assert frames[1][0].rstrip() == "12:00:00: no news: the tree is gone (mount it)" and frames[1][1] == "all is well"
 
 
 class Terminal:
