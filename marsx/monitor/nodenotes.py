@@ -165,8 +165,8 @@ def _itself(name: str, node: Dict, at: str) -> Said:
     elif not node["actual"]["attached"] and node["alive"]:
         yield "not-attached", 1, TODO, "node", "not attached, although it shall be", ""
     if node["actual"]["emergency"]:
-        do = f"make room in /mars; then on each secondary: marsadm invalidate {name}"
-        yield "emergency", 2, TODO, "node", "EMERGENCY: nothing is logged any more", do
+        do = f"{at}make room in /mars: it ends by itself, and the members follow by themselves"
+        yield "emergency", 2, TODO, "node", "EMERGENCY: nothing is logged any more, the members fall behind", do
     if node["wants_primary"] and not node["device"]["on"]:
         yield "wants-primary", 0, WORK, "node", "wants to become Primary", ""
 

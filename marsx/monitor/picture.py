@@ -287,6 +287,8 @@ class _Resource:
     def _lag(self, host: str, rest: int) -> tuple[float | None, bool]:
         """(seconds since the oldest log that is missing on the disk was written, read from the log itself?). On a
         primary there is no lag: its device is never behind itself."""
+        if host not in self.primaries and any(self._is(one, "actual/is-emergency") for one in self.primaries):
+            return None, False  # what the primary writes now is in no log
         at = self.logs.replayed(host)
         if not rest or at is None or host in self.primaries:
             return (0.0 if rest == 0 or at is not None else None), True

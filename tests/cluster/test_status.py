@@ -37,6 +37,8 @@ PLACEHOLDERS = (
     (r"log-(\d{9})-(\S+),\d+", r"log-\1-\2,POS"),
     (r"ends at \d+ here, asked from \d+", "ends at POS here, asked from POS"),
     (r"[0-9.]+ MiB of log", "SIZE of log"),
+    (r"\d+ KiB of regions", "SIZE of regions"),
+    (r"log-0000000[1-9]\d", "log-NUMBER"),
     (r"Check: [0-9a-f]{12}", "Check: DIGEST"),
     (r"from \w{3} \w{3} \d\d [0-9:]{8} \d{4}", "from DATE"),
 )
@@ -240,14 +242,6 @@ def _silent(golden: Golden, hosts, a: Host, b: Host) -> None:
 
 
 def _split(golden: Golden, hosts, a: Host, b: Host) -> None:
-    room = os.statvfs(a.path("/mars"))
-    a.run(f"fallocate -l {room.f_bavail * room.f_frsize - 16 * MIB} /mars/junk")
-    for host in (a, b):
-        host.wait(lambda host=host: picture(host)["cluster"]["hosts"]["a"]["emergency"] == 4, what="the emergency")
-    golden.check("emergency", a, 2)
-    golden.check("emergency-seen-from-secondary", b, 2)
-    a.run("rm /mars/junk")
-    wait_for(a)
     hosts.net.cut("a", "b")
     b.run("marsadm disconnect data")
     b.run("marsadm primary --force data")
@@ -263,7 +257,7 @@ def _split(golden: Golden, hosts, a: Host, b: Host) -> None:
 
 
 def test_four_hosts_with_long_names(cluster):
-    """Names of maximal length, four hosts, three of them members: all of it is there, and fits a terminal."""
+    """Names of maximal length, four hosts, three of them members; at the end the primary's /mars is full."""
     golden = Golden()
     names = [letter * 63 for letter in "abcd"]
     hosts = cluster(*names, data_size=8 * MIB, mars_size=256 * MIB)
@@ -280,4 +274,20 @@ def test_four_hosts_with_long_names(cluster):
     first.wait(lambda: not picture(first)["resources"][resource]["nodes"][first.name]["device"]["opened"], what="dd")
     golden.check("four-hosts", first, 0, "--status --ascii")
     golden.check("four-hosts-seen-from-outside", others[2], 0)
+    _emergency(golden, first, resource, others[:2])
     golden.end()
+
+
+def _emergency(golden: Golden, primary: Host, resource: str, members: list[Host]) -> None:
+    """A full /mars: the primary goes on without log, and the members wait."""
+    room = os.statvfs(primary.path("/mars"))
+    primary.run(f"fallocate -l {room.f_bavail * room.f_frsize - 8 * MIB} /mars/junk")
+
+    def told(host: Host, key: str) -> bool:
+        said = picture(primary)["resources"][resource]["nodes"][host.name]["messages"]
+        return key in {message["key"] for message in said}
+
+    primary.wait(lambda: told(primary, "err-emergency") and all(told(host, "inf-gap") for host in members),
+                 what="the emergency")
+    golden.check("emergency", primary, 2)
+    primary.run("rm /mars/junk")

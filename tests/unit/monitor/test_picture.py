@@ -81,6 +81,7 @@ def test_keys_are_a_contract(tree: SmallTree) -> None:
         tree.put(f"resource-data/actual-b/verify-{key}", value)
     rich = pictured(tree, mounts={"data": ("/mnt",)}, disks=frozenset({"data"}), free_bytes=1, total_bytes=2,
                     logs={"data": (LogFile(1, "a", 8192, 1.0),)})
+    tree.put("resource-data/actual-a/is-emergency", "1")
     bare = picture(view_of(tree), NOW, Seen("z"))
     lines = [f"{path}: {' | '.join(sorted(types))}" for path, types in sorted(flat([rich, bare]).items())]
     assert "\n".join(line.removeprefix("[].") for line in lines[1:]) + "\n" == KEYS.read_text()
@@ -166,6 +167,8 @@ def test_lag_and_rest(tree: SmallTree) -> None:
     assert codes(pictured(tree, when=when, limits=Limits(lag=Limit(10, 80)))) == {"lag": 2}
     assert codes(pictured(tree, when=when, limits=Limits(lag=Limit(), rest=Limit(1000, 4096)))) == {"replay": 2}
     assert not pictured(tree)["resources"]["data"]["nodes"]["b"]["lag"]["exact"]
+    tree.put("resource-data/actual-a/is-emergency", "1")  # the primary writes no log: nobody knows how far b is behind
+    assert pictured(tree)["resources"]["data"]["nodes"]["b"]["lag"] == {"seconds": None, "exact": False}
 
 
 def test_amounts_across_logs(tree: SmallTree) -> None:
