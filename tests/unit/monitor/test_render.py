@@ -163,3 +163,21 @@ def test_status_bars(tree: SmallTree) -> None:  # noqa: F811
     found["nodes"]["b" * 63] = found["nodes"].pop("b")
     wide = list(bars.status("data", found, Style(width=80)))
     assert any("~" in line for line in wide) and max(map(len, wide)) <= 100
+
+
+def test_nagios(tree: SmallTree) -> None:  # noqa: F811
+    """One line of state and data by the guidelines: limits as ranges, what is not known is U, the bar only divides."""
+    from marsx.monitor.limits import Limits
+    from marsx.monitor.nagios import text
+
+    limits = Limits(space=Limit(20, 10), rest=Limit(1 << 30, None))
+    tree.put("resource-data/todo-b/allow-replay", "0")
+    tree.put("resource-data/actual-a/is-emergency", "1")
+    tree.put("resource-data/actual-b/msg-wrn-odd", "1.0 2.0 a | bar")
+    first, *rest = text(pictured(tree, limits=limits, free_bytes=50, total_bytes=200), limits).splitlines()
+    said, _, data = first.partition(" | ")
+    assert said == "MARS CRITICAL - data on b: Replay is paused (and 1 more)" and "|" not in data
+    assert data.split() == ["'a.free'=25%;20:;10:;0;100", "'b.age'=1s;30;120;0", "'data.b.lag'=U;60;600;0",
+                            "'data.b.rest'=0B;1073741824;;0", "'data.b.sync'=100%;;;0;100"]
+    assert rest == ["CRITICAL: data on b: Replay is paused ==> on b: marsadm resume-replay data",
+                    "WARNING: data on b: wrn-odd: a / bar"]
