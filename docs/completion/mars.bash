@@ -68,6 +68,7 @@ _marsd()
 _mars_status()
 {
     COMPREPLY=($(compgen -W "--resource= --history --status --system --debug --interval= --json --events --nagios \
+        --prometheus --zabbix= --print-template= \
         --ascii --lag= --rest= --space= --peer= --help --version $(_mars_resources | sed s/^/--resource=/)" \
         -- "${COMP_WORDS[COMP_CWORD]}"))
 }

@@ -18,17 +18,6 @@ from marsx.tree.store import Store
 from marsx.tree.view import View
 
 OPTIONS = ("--prometheus", "--zabbix", "--print-template")
-USAGE = """
-For monitoring systems:
-  --prometheus          All metrics, for the textfile collector of the node exporter.
-  --zabbix=WORDS        A value for the Zabbix agent.
-  --print-template=NAME A file for them out of mars.pyz; NAME = list shows which there are.
-"""
-
-
-def is_wanted(argv: Sequence[str]) -> bool:
-    """Is one of the options among these words?"""
-    return any(word.partition("=")[0] in OPTIONS for word in argv)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -44,6 +44,11 @@ How:
   --nagios           As a plugin of Nagios and Icinga, with performance data.
   --ascii            Bars and lines of plain signs.
 
+For monitoring systems, each alone (ends with 0 where it could be told):
+  --prometheus       All metrics, for the textfile collector of the node exporter.
+  --zabbix=WORDS     A value for the Zabbix agent.
+  --print-template=NAME   Alert rules, dashboard, templates out of this program; NAME = list: which there are.
+
 From when on it is a warning, or critical (WARN, or WARN,CRIT; off: never):
   --lag=LIMITS       Age of what a replica lacks [default: 60,600] seconds, or 5m, 1h.
   --rest=LIMITS      Bytes that a replica lacks [default: 4G], as in 500M,10G.
@@ -62,6 +67,7 @@ Exit status: 0 well, 1 warning, 2 critical, 3 not known (marsd is down, no clust
 """
 
 LIMITS = ("lag", "rest", "space", "peer")
+FEEDS = ("--prometheus", "--zabbix", "--print-template")
 UNKNOWN = 3
 WIDTH = 100
 
@@ -73,6 +79,10 @@ def main(argv: Sequence[str]) -> int:
     """Show the cluster once or for ever; the exit status."""
     gc.disable()  # a call makes one large picture and ends: looking for cycles in it would take a tenth of its time
     try:
+        if any(word.partition("=")[0] in FEEDS for word in argv):
+            from marsx.monitor import feeds
+
+            return feeds.main(argv)
         options = _options(argv)
         if options["--help"]:
             print(USAGE, end="")

@@ -211,11 +211,12 @@ def ask_daemon(path: str) -> Daemon:
     said, ages = answer.get("version"), answer.get("heard")
     version = printable(said, 40) if isinstance(said, str) else ""
     live = answer.get("resources")
+    live = live if isinstance(live, dict) else {}
     if not isinstance(ages, dict):
-        return Daemon(RUNNING, version)
+        return Daemon(RUNNING, version, live=live)
     return Daemon(RUNNING, version, {
         str(host): float(age) for host, age in ages.items() if isinstance(age, int | float) and 0 <= age < 1e12
-    }, live if isinstance(live, dict) else {})  # fmt: skip
+    }, live)  # fmt: skip
 
 
 def _read_answer(sock: socket.socket) -> dict[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tools import scenario
-from tools.hosts import MIB, Host
+from tools.hosts import MIB, Cluster, Host
 
 WRITE = "dd if=/dev/urandom of=/dev/mars/{} bs=64k count={} oflag=direct conv=notrunc status=none"
 PORT = 9200
@@ -80,15 +80,9 @@ def fill(host: Host) -> Path:
                 return path
 
 
-def test_every_stall_is_named(pair, tmp_path):
-    """Rate limit, no sync slot, paused member, full /mars, lost and damaged log, silent peer, other version: each is
-    named on the host that has it, with what to do, and taken back when it is over."""
-    hosts = pair(data_size=32 * MIB)
+def limits(hosts: Cluster) -> None:
+    """A limit of bandwidth; a slot that is taken."""
     a, b = hosts
-    for host in hosts:
-        tune(host, stuck_seconds=1)
-    scenario.wait_caught_up(a, b, "data")
-
     scenario.create_resource(a, "more", a.add_device("more.img", 16 * MIB).path)
     for name in ("data", "more"):
         a.run(WRITE.format(name, 128))
@@ -103,6 +97,10 @@ def test_every_stall_is_named(pair, tmp_path):
         scenario.wait_caught_up(a, b, name)
         goes_on(b, name)
 
+
+def paused_member(hosts: Cluster) -> None:
+    """It holds logs back."""
+    a, b = hosts
     b.run("marsadm pause-replay data")
     a.run(WRITE.format("data", 16))
     a.run("marsadm log-rotate data")
@@ -111,54 +109,84 @@ def test_every_stall_is_named(pair, tmp_path):
     b.run("marsadm resume-replay data")
     goes_on(a)
 
+
+def full_mars(hosts: Cluster) -> None:
+    """Of the secondary."""
+    a, b = hosts
     filler = fill(b)
     a.run(WRITE.format("data", 64))
-    assert "room" in wait_stall(a, "fetch=no-room", about="b"), "b itself has no room to write it down"
+    text = wait_stall(a, "fetch=no-room", about="b")
+    assert "room" in text, "b itself has no room to write it down"
     filler.unlink()
     scenario.wait_caught_up(a, b, "data")
     goes_on(b)
 
+
+def lost_log(hosts: Cluster) -> None:
+    """The source has not got it any more."""
+    a, b = hosts
     b.run("marsadm disconnect data")
     a.run(WRITE.format("data", 16))
     a.run("marsadm log-rotate data")
     a.wait(lambda: scenario.settled(a, "data"), what="write-back on a")
-    logs = sorted(a.path("/mars/resource-data").glob("log-*"))
-    logs[-2].unlink()
+    sorted(a.path("/mars/resource-data").glob("log-*"))[-2].unlink()
     b.run("marsadm connect data")
     assert "invalidate" in wait_stall(b, "fetch=log-missing")
     b.run("marsadm invalidate data")
     scenario.wait_caught_up(a, b, "data")
     goes_on(b)
 
+
+def damaged_log_and_silent_peer(hosts: Cluster) -> None:
+    """The copy is damaged while nobody who has it answers; healed when a answers again."""
+    a, b = hosts
     b.run("marsadm pause-replay data")
     a.run(WRITE.format("data", 16))
-    b.wait(lambda: scenario.backlog(a, b, "data")[1] > 0 and "fetched" in b.links("resource-data/actual-b"), 30)
     a.wait(lambda: scenario.published(a, "data"), what="a to say how far it is")
-    b.wait(lambda: b.link("resource-data/actual-b/fetched").split(",")[1]
-           == str(scenario.Version.newest(a, "data").pos), 30, "the log on b")
-    os.kill(worker := a.worker(), signal.SIGSTOP)
-    log = max(b.path("/mars/resource-data").glob("log-*"))
-    start = scenario.Replay.of(b, "data").pos
-    with open(log, "r+b") as file:
-        file.seek(4096 + start + 4096 + 512)
-        file.write(b"damaged!")
-        os.fsync(file.fileno())
-    b.run("marsadm resume-replay data")
-    assert "log" in wait_stall(b, "resource=log-corrupt")
-    b.wait(lambda: "a=silent" in b.link("actual-b/unreachable"), 60, "a to be called silent")
-    b.wait(lambda: "does not answer" in b.link("actual-b/msg-err-stall-connect")
-           or "no sign of life" in b.link("actual-b/msg-err-stall-connect"), 30, "the message")
-    os.kill(worker, signal.SIGCONT)
+    end = str(scenario.Version.newest(a, "data").pos)
+    b.wait(lambda: b.link("resource-data/actual-b/fetched").split(",")[1:2] == [end], 30, "the log on b")
+    worker = a.worker()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with open(max(b.path("/mars/resource-data").glob("log-*")), "r+b") as file:
+            file.seek(4096 + scenario.Replay.of(b, "data").pos + 4096 + 512)
+            file.write(b"damaged!")
+            os.fsync(file.fileno())
+        b.run("marsadm resume-replay data")
+        assert "log" in wait_stall(b, "resource=log-corrupt")
+        b.wait(lambda: "a=silent" in b.link("actual-b/unreachable"), 60, "a to be called silent")
+        b.wait(lambda: "a (" in b.link("actual-b/msg-err-stall-connect"), 30, "the message about a")
+    finally:
+        os.kill(worker, signal.SIGCONT)
     scenario.wait_equal(a, b, "data")
     goes_on(b)
     b.wait(lambda: b.link("actual-b/unreachable") == "-", 30, "a to be there again")
 
+
+def version_mismatch(hosts: Cluster, folder: Path) -> None:
+    """b comes back with a program that speaks another protocol."""
+    a, b = hosts
     b.marsd_stop()
-    b.install(other_version(hosts.pyz, tmp_path / "other.pyz"))
+    b.install(other_version(hosts.pyz, folder / "other.pyz"))
     b.marsd_start()
     tune(b, stuck_seconds=1)
     assert "same mars.pyz on all hosts" in wait_stall(b, "fetch=version")
     assert "b=proto" in a.link("actual-a/unreachable")
+
+
+def test_every_stall_is_named(pair, tmp_path):
+    """Rate limit, no sync slot, paused member, full /mars, lost and damaged log, silent peer, other version: each is
+    named on the host that has it, with what to do, and taken back when it is over."""
+    hosts = pair(data_size=32 * MIB)
+    for host in hosts:
+        tune(host, stuck_seconds=1)
+    scenario.wait_caught_up(*hosts, "data")
+    limits(hosts)
+    paused_member(hosts)
+    full_mars(hosts)
+    lost_log(hosts)
+    damaged_log_and_silent_peer(hosts)
+    version_mismatch(hosts, tmp_path)
 
 
 # ---- metrics and page ----

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from marsx.base.errors import NotFoundError, UsageError
-from marsx.monitor import feeds, templates
+from marsx.monitor import feeds, mars_status, templates
 from marsx.monitor.prometheus import FAMILIES
 from tests.unit.admin.small_tree import SmallTree
 from tests.unit.monitor.test_prometheus import of_today
@@ -124,4 +124,5 @@ def test_what_mars_status_prints(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for words in (["--prometheus", "--zabbix=status"], ["--prometheus=x"], ["--zabbix"], ["--prometheus", "--json"]):
         with pytest.raises(UsageError):
             feeds.main(words)
-    assert feeds.is_wanted(["--zabbix=x"]) and not feeds.is_wanted(["--json", "--status"])
+    assert mars_status.FEEDS == feeds.OPTIONS and mars_status.main(["--zabbix=mars mars_port", *paths]) == 0
+    assert capsys.readouterr().out == "7777\n" and mars_status.main(["--zabbix=nonsense"]) == 3
