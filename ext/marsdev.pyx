@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t, int64_t
 from libc.string cimport memset, memcmp
 from libc.errno cimport EINTR, EAGAIN, ENOENT, ENODEV, ECONNABORTED, ENOSYS, EIO, EOPNOTSUPP, EINVAL, errno
 from posix.mman cimport mmap, munmap, mlock, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FAILED, PROT_READ, PROT_WRITE
-from posix.time cimport timespec, clock_gettime, CLOCK_MONOTONIC
+from posix.time cimport CLOCK_MONOTONIC
 from log cimport mars_req
 from threads cimport pthread_mutex_t, pthread_cond_t, pthread_mutex_init, pthread_cond_init
 from marsx._ext.marsshadow cimport Volume
@@ -65,14 +65,20 @@ cdef extern from "reads.h" nogil:
     struct mars_reads:
         pthread_mutex_t lock
         pthread_cond_t idle
+        uint64_t latency[32]
+        uint64_t latency_us
     int mars_reads_open(mars_reads *r)
     void mars_reads_close(mars_reads *r)
-    int mars_reads_take(mars_reads *r, uint32_t size, int fd, uint64_t unique)
+    int mars_reads_take(mars_reads *r, uint32_t size, int fd, uint64_t unique, uint64_t start)
     void mars_reads_give(mars_reads *r, int i)
     int mars_reads_submit(mars_reads *r, int i, int disk, uint64_t off, uint32_t size)
+    void mars_reads_done(mars_reads *r, uint64_t start)
     void mars_reads_begin(mars_reads *r)
     void mars_reads_end(mars_reads *r)
     void mars_reads_run(mars_reads *r)
+
+cdef extern from "clock.h" nogil:
+    uint64_t mars_clock_ns(int which)
 
 cdef extern from "<string.h>" nogil:
     size_t strnlen(const char *s, size_t n)
@@ -207,11 +213,9 @@ cdef class Frontend:
             self.do_other(t, op, n)
 
     cdef void request(self, Thread *t, mars_req *r, uint32_t size) noexcept nogil:
-        cdef timespec now
-        clock_gettime(CLOCK_MONOTONIC, &now)
         r.done = mars_fuse_done
         r.unique = (<fuse_in_header *>t.head).unique
-        r.start_ns = <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+        r.start_ns = mars_clock_ns(CLOCK_MONOTONIC)
         r.size = size
         r.fd = t.fd
 
@@ -228,17 +232,19 @@ cdef class Frontend:
     cdef void do_read(self, Thread *t) noexcept nogil:
         cdef fuse_io_in *q = <fuse_io_in *>(t.head + sizeof(fuse_in_header))
         cdef uint64_t unique = (<fuse_in_header *>t.head).unique
+        cdef uint64_t start = mars_clock_ns(CLOCK_MONOTONIC)
         cdef uint32_t size = q.size
         cdef int rc = -EIO
-        if self.give_away(t, q.offset, size, unique):
+        if self.give_away(t, q.offset, size, unique, start):
             return
         if size <= MARS_FUSE_MAX_WRITE:
             rc = self.volume.read(t.payload, q.offset, size, t.scratch)
         mars_fuse_answer(t.fd, unique, -EIO if rc < 0 else 0, t.payload, size)
+        mars_reads_done(&self.reads, start)
 
-    cdef int give_away(self, Thread *t, uint64_t off, uint32_t size, uint64_t unique) noexcept nogil:
+    cdef int give_away(self, Thread *t, uint64_t off, uint32_t size, uint64_t unique, uint64_t start) noexcept nogil:
         """1: the read goes to the data device alone, and is answered when it is done."""
-        cdef int slot = mars_reads_take(&self.reads, size, t.fd, unique)
+        cdef int slot = mars_reads_take(&self.reads, size, t.fd, unique, start)
         cdef int disk
         if slot < 0:
             return 0
@@ -319,8 +325,10 @@ cdef class Frontend:
 
     @property
     def counters(self):
+        """Totals since start. read_latency: as `latency` of a log's counters, of all reads."""
         return {"requests": self.c_requests, "resent": self.c_resent, "unknown": self.c_unknown,
-                "has_resend": bool(self.has_resend)}
+                "has_resend": bool(self.has_resend), "read_latency": [self.reads.latency[i] for i in range(32)],
+                "read_latency_us": self.reads.latency_us}
 
 
 cdef int prepare(Thread *t, int fd) noexcept nogil:

@@ -18,13 +18,14 @@
 #include <sys/mman.h>
 
 #include "aio.h"
+#include "clock.h"
 #include "fuse.h"
 
 enum { MARS_READ_SLOTS = 64, MARS_READ_MAX = 64 << 10 };
 
 struct mars_read_slot {
     struct iocb cb;
-    uint64_t unique;
+    uint64_t unique, start_ns;
     uint32_t size;
     int fd;                                 /* where the answer goes */
 };
@@ -38,6 +39,7 @@ struct mars_reads {
     int free_slot[MARS_READ_SLOTS], n_free;
     int running;                            /* somebody answers */
     int users, ended;                       /* device threads; the last one has ended */
+    uint64_t latency[32], latency_us;       /* of all reads, log2 of microseconds; their sum */
 };
 
 /* 0 or a negative errno. */
@@ -69,17 +71,41 @@ static inline void mars_reads_close(struct mars_reads *r)
     r->buffers = NULL;
 }
 
-static inline void mars_reads_give(struct mars_reads *r, int i)
+/* Locked. */
+static inline void mars_reads_free(struct mars_reads *r, int i)
 {
-    pthread_mutex_lock(&r->lock);
     r->free_slot[r->n_free++] = i;
     if (r->n_free == MARS_READ_SLOTS)
         pthread_cond_broadcast(&r->idle);
+}
+
+static inline void mars_reads_give(struct mars_reads *r, int i)
+{
+    pthread_mutex_lock(&r->lock);
+    mars_reads_free(r, i);
     pthread_mutex_unlock(&r->lock);
 }
 
-/* A free slot for this request (fd: where the answer goes), or -1: the caller reads by itself. */
-static inline int mars_reads_take(struct mars_reads *r, uint32_t size, int fd, uint64_t unique)
+/* Locked. A read that began at `start` was answered at `now`. */
+static inline void mars_reads_count(struct mars_reads *r, uint64_t start, uint64_t now)
+{
+    uint64_t us = (now - start) / 1000;
+    int bits = us ? 64 - __builtin_clzll(us) : 0;
+    r->latency[bits < 31 ? bits : 31]++;
+    r->latency_us += us;
+}
+
+/* A read that the caller did by itself was answered just now. */
+static inline void mars_reads_done(struct mars_reads *r, uint64_t start)
+{
+    uint64_t now = mars_clock_ns(CLOCK_MONOTONIC);
+    pthread_mutex_lock(&r->lock);
+    mars_reads_count(r, start, now);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* A free slot for this request (fd: where the answer goes; start: when it came), or -1: the caller reads by itself. */
+static inline int mars_reads_take(struct mars_reads *r, uint32_t size, int fd, uint64_t unique, uint64_t start)
 {
     int i = -1;
     if (size > MARS_READ_MAX)
@@ -88,6 +114,7 @@ static inline int mars_reads_take(struct mars_reads *r, uint32_t size, int fd, u
     if (r->running && r->n_free) {
         i = r->free_slot[--r->n_free];
         r->slot[i].unique = unique;
+        r->slot[i].start_ns = start;
         r->slot[i].size = size;
         r->slot[i].fd = fd;
     }
@@ -133,13 +160,18 @@ static inline void mars_reads_end(struct mars_reads *r)
 static inline void mars_reads_answer(struct mars_reads *r, const struct io_event *done)
 {
     struct mars_read_slot s;
+    uint64_t now;
     int i = (int)done->data;
     pthread_mutex_lock(&r->lock);
     s = r->slot[i];
     pthread_mutex_unlock(&r->lock);
     mars_fuse_answer(s.fd, s.unique, done->res == (int64_t)s.size ? 0 : -EIO,
                      r->buffers + (size_t)i * MARS_READ_MAX, s.size);
-    mars_reads_give(r, i);
+    now = mars_clock_ns(CLOCK_MONOTONIC);
+    pthread_mutex_lock(&r->lock);
+    mars_reads_count(r, s.start_ns, now);
+    mars_reads_free(r, i);
+    pthread_mutex_unlock(&r->lock);
 }
 
 /* Body of the answering thread, after mars_reads_open. */

@@ -35,17 +35,25 @@ async def status(worker: Worker) -> dict[str, Any]:
 
 
 def _resource(runner: Runner) -> dict[str, Any]:
-    volume = runner.producer.primary.volume if runner.producer else None
-    consumer = runner.consumer
-    state = {} if volume is None else volume.state
+    live, consumer = counted(runner), runner.consumer
     return {
         "role": "primary" if runner.producer else "secondary",
         "trouble": runner.trouble or runner.replay_trouble,
-        "state": {key: value.hex() if isinstance(value, bytes) else value for key, value in state.items()},
-        "counters": {} if volume is None else volume.counters,
+        "state": {key: value.hex() if isinstance(value, bytes) else value for key, value in live["state"].items()},
+        "counters": live["counters"],
         "at": str(consumer.at) if consumer else "",
         "fetched": str(consumer.copy.at) if consumer and consumer.copy else "",
     }
+
+
+def counted(runner: Runner) -> dict[str, Any]:
+    """Counters and state of the device of a primary, both empty of others."""
+    producer = runner.producer
+    volume = producer.primary.volume if producer is not None else None
+    if producer is None or volume is None:
+        return {"counters": {}, "state": {}}
+    front = producer.frontend.counters if producer.frontend is not None else {}
+    return {"counters": {**front, **volume.counters}, "state": volume.state}
 
 
 async def token(worker: Worker) -> dict[str, Any]:

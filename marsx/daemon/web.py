@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import marsx
 from marsx.base import messages
 from marsx.daemon import http
+from marsx.daemon.answers import counted
 from marsx.daemon.http import TEXT, Answer, Http, Refused
 from marsx.monitor import prometheus, templates
 from marsx.monitor.picture import picture
@@ -168,7 +169,7 @@ class Web:
         all else happens in a thread."""
         worker = self._worker
         entries, ages = worker.store.entries(), worker.exchange.ages()
-        live = {name: found for name, runner in worker.runners.items() if (found := counted(runner))}
+        live = {name: counted(runner) for name, runner in worker.runners.items()}
         return await worker.site.blocking(self._draw, entries, ages, live), live
 
     def _draw(self, entries: list[Entry], ages: dict[str, float], live: Picture) -> Picture:
@@ -180,12 +181,6 @@ class Web:
     async def _note(self) -> None:
         found, _ = await self._picture.get()
         self.lags.note(found)
-
-
-def counted(runner: Any) -> Picture:
-    """Counters and state of the device of a primary, {} of others."""
-    volume = runner.producer.primary.volume if runner.producer is not None else None
-    return {} if volume is None else {"counters": volume.counters, "state": volume.state}
 
 
 def _address(file: Any) -> Any:

@@ -249,6 +249,8 @@ FAMILIES = (
            _live("counters", "waits")),
     Family("mars_device_write_latency_seconds", "histogram", "From the request to its answer.",
            _histogram("latency", 1e-6, "latency_us", 1e-6)),
+    Family("mars_device_read_latency_seconds", "histogram", "From the request to its answer.",
+           _histogram("read_latency", 1e-6, "read_latency_us", 1e-6)),
     Family("mars_log_group_records", "histogram", "Records in a group, which is one write of the log.",
            _histogram("group_sizes", 1.0, "records", 1.0)),
     Family("mars_log_syncs_total", "counter", "Flushes of the log.", _live("counters", "syncs")),

@@ -32,7 +32,8 @@ class Lab:
         self.now, self.said, self.drawn = 100.0, {}, 0
         self.settings = {"web_port": 0}
         volume = SimpleNamespace(counters={"writes": 7}, state={"writeback_rest": 5})
-        runner = SimpleNamespace(producer=SimpleNamespace(primary=SimpleNamespace(volume=volume)))
+        runner = SimpleNamespace(producer=SimpleNamespace(
+            primary=SimpleNamespace(volume=volume), frontend=SimpleNamespace(counters={"requests": 9})))
         self.worker = SimpleNamespace(
             settings=SimpleNamespace(get=self.settings.__getitem__, file=file or {}), store=store, paths=tree.paths,
             host="a", exchange=SimpleNamespace(ages=lambda: {"b": 0.5}),

@@ -29,7 +29,8 @@ static void *device_thread(void *arg)
     for (int i = 0; i < READS; i++) {
         uint64_t block = ((x = x * 6364136223846793005u + 1442695040888963407u) >> 40) % BLOCKS;
         uint64_t unique = ((uint64_t)(uintptr_t)arg * READS + (uint64_t)i) * BLOCKS + block;
-        int slot = mars_reads_take(&reads, i % 100 ? SIZE : MARS_READ_MAX + 1, ends[1], unique);
+        int slot = mars_reads_take(&reads, i % 100 ? SIZE : MARS_READ_MAX + 1, ends[1], unique,
+                                    mars_clock_ns(CLOCK_MONOTONIC));
         if (slot >= 0 && mars_reads_submit(&reads, slot, disk, block * SIZE, SIZE))
             __atomic_fetch_add(&given, 1, __ATOMIC_SEQ_CST);
         else
@@ -65,7 +66,7 @@ int main(int argc, char **argv)
     static uint8_t block[SIZE], end[16];
     pthread_t threads[THREADS], answers, receiving;
     char path[4096];
-    uint64_t received = 0;
+    uint64_t received = 0, counted = 0;
     NEED(argc == 2);
     snprintf(path, sizeof path, "%s/disk", argv[1]);
     disk = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -74,11 +75,11 @@ int main(int argc, char **argv)
         NEED(pwrite(disk, block, SIZE, (off_t)i * SIZE) == SIZE);
     }
     NEED(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0 && mars_reads_open(&reads) == 0);
-    NEED(mars_reads_take(&reads, SIZE, -1, 0) < 0);                /* nobody answers yet: read it yourself */
+    NEED(mars_reads_take(&reads, SIZE, -1, 0, 0) < 0);                /* nobody answers yet: read it yourself */
     pthread_create(&receiving, NULL, receiver, &received);
     pthread_create(&answers, NULL, answering, NULL);
     int slot;
-    while ((slot = mars_reads_take(&reads, SIZE, -1, 0)) < 0)
+    while ((slot = mars_reads_take(&reads, SIZE, -1, 0, 0)) < 0)
         usleep(1000);                                               /* now somebody does */
     mars_reads_give(&reads, slot);
     for (uintptr_t i = 0; i < THREADS; i++)
@@ -89,7 +90,10 @@ int main(int argc, char **argv)
     NEED(send(ends[1], end, 16, 0) == 16);
     pthread_join(receiving, NULL);
     NEED(received == (uint64_t)given && given + refused == THREADS * READS && given > 0);
-    NEED(mars_reads_take(&reads, SIZE, -1, 0) < 0);
+    for (int i = 0; i < 32; i++)
+        counted += reads.latency[i];
+    NEED(counted == (uint64_t)given && reads.latency_us > 0);       /* each answer is counted once */
+    NEED(mars_reads_take(&reads, SIZE, -1, 0, 0) < 0);
     mars_reads_close(&reads);
     printf("ok\n");
     return 0;
