@@ -106,6 +106,9 @@ class Web:
         self._next_point = 0.0
         self._noting: asyncio.Task[None] | None = None
         self._picture = Fresh(self._look, clock)
+        self._documents = {"/metrics": (prometheus.TYPE, Fresh(self._metrics, clock)),
+                           "/status.json": ("application/json", Fresh(self._status, clock)),
+                           "/history.json": ("application/json", Fresh(self._history, clock))}
         self.lags = Lags()
 
     # ---- life ----
@@ -152,17 +155,23 @@ class Web:
         if path in FILES:
             name, kind = FILES[path]
             return Answer(200, kind, templates.text(name).encode())
-        if path == "/metrics":
-            found, live = await self._picture.get()
-            return Answer(200, prometheus.TYPE, await self._worker.site.blocking(_metrics, found, live))
-        if path == "/status.json":
-            found, _ = await self._picture.get()
-            return Answer(200, "application/json", await self._worker.site.blocking(_json, found))
-        if path == "/history.json":
-            return Answer(200, "application/json", await self._worker.site.blocking(_json, self.lags.shown()))
+        if path in self._documents:
+            kind, made = self._documents[path]
+            return Answer(200, kind, await made.get())
         if path == "/favicon.ico":
             return Answer(404, TEXT, b"")
         raise Refused(404, "there are / and /metrics, /status.json, /history.json")
+
+    async def _metrics(self) -> bytes:
+        found, live = await self._picture.get()
+        return await self._worker.site.blocking(lambda: prometheus.text(found, live).encode())
+
+    async def _status(self) -> bytes:
+        found, _ = await self._picture.get()
+        return await self._worker.site.blocking(_json, found)
+
+    async def _history(self) -> bytes:
+        return await self._worker.site.blocking(_json, self.lags.shown())
 
     async def _look(self) -> tuple[Picture, Picture]:
         """The picture of now, and the counters of the devices here. The tree is read on the loop, where it changes;
@@ -186,10 +195,6 @@ class Web:
 def _address(file: Any) -> Any:
     table = file.get("web", {})
     return table.get("address", LOOPBACK) if isinstance(table, dict) else table
-
-
-def _metrics(found: Picture, live: Picture) -> bytes:
-    return prometheus.text(found, live).encode()
 
 
 def _json(found: Picture) -> bytes:
