@@ -34,6 +34,15 @@ def _max(metric: str, by: str = "resource, host") -> str:
 ON_B = {"resource": "data", "host": "b"}
 
 ALERTS = (
+    Alert("MarsNoAnswer", "critical", "2m", 'up{job=~"mars.*"} == 0',
+          "marsd on {{ $labels.instance }} serves no metrics",
+          "Is marsd there, and the host? (The job is to be called mars...)",
+          [('up{job="mars",instance="b"}', "0x40")], {"job": "mars", "instance": "b"},
+          [('up{job="mars",instance="b"}', "1x40"), ('up{job="node",instance="b"}', "0x40")]),
+    Alert("MarsOldState", "warning", "5m", "time() - mars_status_timestamp_seconds > 600",
+          "What {{ $labels.instance }} tells of MARS is old", "Does the cron job of mars-status --prometheus run?",
+          [('mars_status_timestamp_seconds{instance="b"}', "0+60x10 600x40")], {"instance": "b"},
+          [('mars_status_timestamp_seconds{instance="b"}', "0+60x60")]),
     Alert("MarsDaemonDown", "critical", "2m", 'mars_daemon_state{state="running"} == 0',
           "marsd does not run on {{ $labels.instance }}",
           "The device of a primary waits, a replica falls behind. marsd start; then mars-status.",
