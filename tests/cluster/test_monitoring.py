@@ -173,7 +173,7 @@ def version_mismatch(hosts: Cluster, folder: Path) -> None:
     b.marsd_start()
     tune(b, stuck_seconds=1)
     assert "same mars.pyz on all hosts" in wait_stall(b, "fetch=version")
-    assert "b=proto" in a.link("actual-a/unreachable")
+    a.wait(lambda: "b=proto" in a.link("actual-a/unreachable"), 30, "a to say so too")
 
 
 def test_every_stall_is_named(pair, tmp_path):
