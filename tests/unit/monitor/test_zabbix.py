@@ -162,3 +162,9 @@ def test_the_agent_knows_the_keys(tree: SmallTree, tmp_path: Path) -> None:
     assert json.loads(asked("mars.discovery")) == [{"{#RESOURCE}": "data", "{#HOST}": host},
                                                    {"{#RESOURCE}": "data", "{#HOST}": "b"}]
     assert json.loads(asked("mars.status"))["daemon"] == 0
+
+
+def test_what_others_send_is_not_sent_from_here(tree: SmallTree) -> None:
+    """b fetches from c: nothing of it leaves a."""
+    tree.put("resource-data/actual-b/msg-inf-fetch", "1.0 1.0 fetching 'data' from c")
+    assert told(tree, "mars traffic_tuning/server_role_traffic_rate_kb", "a") == "0"
