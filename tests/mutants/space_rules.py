@@ -31,7 +31,7 @@ SPACE_RULES = (
            "                (marssum.crc32c(sector[4:]), number, header.map_id)):\n",
            "        if len(sector) != step:\n", f"{GAP}::test_lost_map"),
     Mutant("gap-log-is-withdrawn", 27, "marsx/volume/recovery.py",
-           "    if header.pred is None or header.gap_id != record.NO_ID:", "    if header.pred is None:",
+           "    if header.pred is None or header.gap_id != record.NO_ID or ", "    if header.pred is None or ",
            f"{GAP}::test_a_gap_is_history"),
     Mutant("open-map-is-given-away", 27, "marsx/daemon/gaps.py",
            "    if changed is None or changed.header.state != gap.CLOSED:", "    if changed is None:",
