@@ -48,12 +48,13 @@ def fresh_facts(site: Site, resource: str, at: LogPos, behind: Point | None = No
 
 def withdraw(env: Env, publisher: Publisher, header: FileHeader, is_here: bool) -> None:
     """Step back over an empty log (rule 7). `is_here`: the disk position is its beginning; then the end of its
-    predecessor is durable as the position before the log goes. Blocks."""
+    predecessor is durable as the position before the log goes. So is that its version link is gone: a link without its
+    log is lost memory (rule 22), a log without its link is found again by the next recovery. Blocks."""
     assert header.pred is not None
     if is_here:
         publisher.replayed(header.pred, header.pred_digest, make_durable=True)
+    publisher.put([(paths.version(env.resource, header.nr, env.host), DELETED)], make_durable=True)
     recovery.remove_log(env, header)
-    publisher.put([(paths.version(env.resource, header.nr, env.host), DELETED)])
 
 
 def step_back(env: Env, publisher: Publisher, at: LogPos, digest: str, known: recovery.KnownDurable,

@@ -8,8 +8,21 @@ SYNC = f"{UNIT}/peer/test_sync.py"
 SPANS = f"{UNIT}/daemon/test_spans.py"
 PLAN = f"{UNIT}/daemon/test_plan.py::test_plan"
 ROLES = f"{UNIT}/admin/test_roles.py"
+CLUSTERS = "tests/sim/test_cluster.py::test_cluster"
 
 RULES_OF_MANY_HOSTS = (
+    # ---- 7: what becomes of an empty log
+    Mutant("withdrawn-under-a-new-replica", 7, "marsx/volume/recovery.py", " or header.name == env.begun():", ":",
+           f"{UNIT}/volume/test_recovery.py::test_only_what_is_empty_for_sure_is_withdrawn"),
+    Mutant("withdrawn-under-a-new-replica-by-sim", 7, "marsx/volume/recovery.py", " or header.name == env.begun():",
+           ":", CLUSTERS),
+    Mutant("log-before-an-empty-one-goes", 7, "marsx/daemon/housekeeping.py",
+           "        needed.append(_end_of_history(view, resource, worker.site.host, logs[-1].nr))",
+           "        needed.append(logs[-1].nr)",
+           f"{UNIT}/daemon/test_housekeeping.py::test_the_log_before_an_empty_one_of_another_host_stays"),
+    Mutant("waits-for-what-was-withdrawn", 7, "marsx/daemon/comeback.py",
+           " and time.monotonic() <= self._ask_after:", ":",
+           f"{UNIT}/daemon/test_comeback.py::test_who_had_more_may_have_it_no_longer"),
     # ---- 14: syncpos
     Mutant("syncpos-is-not-durable", 14, "marsx/daemon/spans.py",
            "[(paths.syncpos(self._resource, self._host), value)], make_durable=True)",
@@ -23,6 +36,8 @@ RULES_OF_MANY_HOSTS = (
     Mutant("consistent-before-syncpos", 14, "marsx/tree/view.py",
            "syncpos is not None and replay.pos.order >= syncpos.pos.order\n", "syncpos is not None\n",
            f"{UNIT}/tree/test_view.py::test_rule_14_consistent_needs_syncpos_in_the_own_history"),
+    Mutant("force-makes-half-a-disk-a-device", 0, "marsx/daemon/plan.py",
+           "            and view.want_primary(resource, host).startswith(paths.IGNORE_SYNC))", "            )", PLAN),
     # ---- 15: the bound, and what is counted when
     Mutant("replay-begins-without-the-bound", 15, "marsx/daemon/spans.py",
            "        self._replayer = replayer\n        replayer.set_bound(self.bound)\n",
@@ -48,6 +63,9 @@ RULES_OF_MANY_HOSTS = (
            PLAN),
     Mutant("granted-from-anywhere", 18, "marsx/daemon/plan.py",
            "or local.hold or not _at_the_end(right, local):", "or local.hold:", PLAN),
+    Mutant("any-empty-log-counts", 18, "marsx/tree/roles.py",
+           "    return own is not None and own.end.pos.producer == producer", "    return own is not None",
+           f"{UNIT}/tree/test_roles.py::test_holder"),
     # ---- 19: facts in order
     Mutant("a-gap-is-no-gap", 19, "marsx/daemon/exchange.py",
            "                if seq != expected:", "                if seq < expected:",
@@ -62,6 +80,10 @@ RULES_OF_MANY_HOSTS = (
     Mutant("a-role-that-is-not-durable-counts", 21, "marsx/daemon/plan.py",
            "    if not local.role_durable:", "    if False:", PLAN),
     # ---- 22: own facts that come back
+    Mutant("a-link-put-back-is-lost-memory", 22, "marsx/daemon/comeback.py",
+           "        return after.previous if after is not None and after.previous is not None else own.end if own else "
+           "None", "        return own.end if own else None",
+           f"{UNIT}/daemon/test_comeback.py::test_a_link_that_a_power_cut_put_back"),
     Mutant("any-memory-is-the-own", 22, "marsx/daemon/comeback.py",
            "            return at.nr == end.nr and at.producer == end.producer and at.pos <= end.pos",
            "            return True",
