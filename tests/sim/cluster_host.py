@@ -392,6 +392,11 @@ async def fetch_logs(link: Link, resource: str, sink: Any, *, fetched: Any = Non
         source.close()
 
 
+async def never(runner: Runner) -> bool:
+    """As `daemon.emergency.follow` while there is room."""
+    return False
+
+
 async def ask_all(site: SimSite, resource: str, start: Start, hosts: Any) -> dict[str, Offer | str]:
     """As `daemon.heal.ask_all`."""
     found: dict[str, Offer | str] = {}

@@ -124,7 +124,7 @@ class Volume:
         self.truth, self.device_size = truth, size
         self.allocate_step = self.fill_ahead = self.flush_ns = 0
         self.state: dict[str, Any] = {"failed": 0, "fail_where": 0, "stalled_ns": 0, "appended": 0, "in_flight": 0,
-                                      "durable": 0, "writeback_rest": 0}
+                                      "durable": 0, "writeback_rest": 0, "direct": 0}
         self.counters = {"writes": 0}
         self.moved: Callable[[], None] = lambda: None
         self.header: FileHeader | None = None

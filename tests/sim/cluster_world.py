@@ -65,6 +65,8 @@ class World(Checks):
             self.look()
         for host in self.hosts.values():
             self.check_bytes(host)
+            if "unexpected error" in host.site.view().messages(RES, host.name).get("err-resource", ""):
+                raise self.broken(f"{host.name} had an unexpected error")
 
     async def _repair(self) -> None:
         """What the manual says: a primary, then `invalidate` on everybody who does not follow it."""
