@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from marsx.daemon import comeback, commands, consumer, emergency, heal, logcopy, replica, resource, syncing
+from marsx.daemon import comeback, commands, consumer, emergency, gaps, heal, logcopy, replica, resource, syncing
 from marsx.log import record
 from marsx.log.record import BLOCK
 from marsx.volume import primary
@@ -96,6 +96,7 @@ class Base(Wire):
             play(resource, "Producer", SimProducer)
             play(resource, "Publisher", sim.SimPublisher)
             play(emergency, "follow", sim.never)
+            play(gaps, "cross", sim.never)
             play(consumer, "Replayer", sim.SimReplayer)
             play(consumer, "fetch_logs", sim.fetch_logs)
             play(heal, "fetch_logs", sim.fetch_logs)
