@@ -156,10 +156,14 @@ static inline int mars_direct_put(struct mars_log *l, struct mars_direct *d, con
     return rc;
 }
 
-/* 1: the request goes past the log, and is counted in `busy`; 0: it goes into the log; or a negative errno. */
+/* 1: the request goes past the log, and is counted in `busy`; 0: it goes into the log; or a negative errno. The first
+ * look costs nothing while the log is written: a write that comes too late is diverted by the log itself, and a FLUSH
+ * that has to cover a direct write comes after that was answered, so it sees the mode. */
 static inline int mars_direct_begin(struct mars_log *l, struct mars_direct *d)
 {
     int rc = 0;
+    if (__atomic_load_n(&l->mode, __ATOMIC_ACQUIRE) != MARS_DIRECT)
+        return 0;
     pthread_mutex_lock(&l->lock);
     while (l->mode == MARS_DIRECT && d->held && l->failed == 0 && !l->stop)
         pthread_cond_wait(&l->space, &l->lock);

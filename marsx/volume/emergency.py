@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from marsx.volume.primary import Primary
     from marsx.volume.recovery import Recovered
 
-EASY_DRAIN_S = 3.0  # of write-back before anybody is held up
+EASY_DRAIN_S, STALLED_DRAIN_S = 30.0, 3.0  # of write-back before anybody is held up
+EASY_STEP_S, EASY_REST = 0.2, 4 << 20
 DRAIN_S = 600.0
 
 
@@ -55,8 +56,17 @@ def enter(primary: Primary) -> LogPos:
 
 
 def easy_drain(primary: Primary) -> None:
-    """What is durable in the log goes to the data device, while writers go on; for a while only. Blocks."""
-    primary.drain(EASY_DRAIN_S, durable_only=True)
+    """What is durable in the log goes to the data device while writers go on, so that they are held up for the rest
+    only; not for long when they wait for room already. Blocks."""
+    volume = primary.volume
+    assert volume is not None
+    end = time.monotonic() + EASY_DRAIN_S
+    while time.monotonic() < end and not primary.drain(EASY_STEP_S, durable_only=True):
+        state = volume.state
+        if state["failed"] or state["settled_rest"] <= EASY_REST:
+            return
+        if state["stalled_ns"]:
+            end = min(end, state["stalled_ns"] / 1e9 + STALLED_DRAIN_S)
 
 
 def _all_on_disk(primary: Primary, end: LogPos, digest: str) -> None:
