@@ -6,7 +6,8 @@ one before an empty newest one of another host. A member without replay link blo
 must be durable first: a power cut must not put it back into a log that is gone.
 
 Version links are kept as long as somebody can ask them something: from the log before the oldest one that is here, and
-those of the log of the own syncpos and of the next one, which show that syncpos lies in the own history (rule 14).
+those of the log of the own syncpos and of the next one, which show that syncpos lies in the own history (rule 14). So
+is the one below a hole, as long as the log behind it is here (rule 27).
 
 On a primary the largest deleted file is kept for the next log, because space that was written before is faster. It is
 small beside what is free, the first to go when space is scarce, and gone where there is no primary.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from marsx.daemon import drops
 from marsx.daemon.emergency import thresholds
 from marsx.log import writer
+from marsx.log.record import NO_DIGEST
 from marsx.tree import paths
 
 if TYPE_CHECKING:
@@ -89,7 +91,12 @@ def _delete_links(worker: Worker, resource: str, oldest: int) -> None:
     view, host = worker.site.view(), worker.site.host
     syncpos = view.syncpos(resource, host)
     kept = {syncpos.pos.nr, syncpos.pos.nr + 1} if syncpos is not None else set()
-    for nr in view.version_numbers(resource, host):
+    numbers = view.version_numbers(resource, host)
+    hole = view.version(resource, host, oldest - 1)
+    if hole is not None and hole.end.digest == NO_DIGEST:
+        # where this host wrote on past its log: who goes on there has parted from it (rule 27)
+        kept |= {max((nr for nr in numbers if nr < oldest - 1), default=0)}
+    for nr in numbers:
         if nr < oldest - 1 and nr not in kept:
             worker.site.store.delete(paths.version(resource, nr, host))
 

@@ -157,6 +157,22 @@ def test_links_of_syncpos_stay(place: Place) -> None:
     assert place.site.view().consistent(R, "a")
 
 
+def test_the_link_below_a_hole_stays(place: Place) -> None:
+    """Rule 27: who was forced where this host went past its log has parted from it; without the link nobody sees
+    that."""
+    place.logs(1, 2, 13)
+    hole = "0" * 32 + ",log-000000012-a,0"
+    place.put(paths.version(R, 12, "a"), f"{hole}:")
+    place.put(paths.version(R, 13, "a"), f"{D},log-000000013-a,0:{hole}")
+    place.replays(13, 13, 13)
+    assert delete_logs(place, place.runner, None) == ["log-000000001-a", "log-000000002-a"]
+    assert place.links == [2, 12, 13]
+    place.logs(14, 15)
+    place.replays(15, 15, 15)
+    delete_logs(place, place.runner, None)
+    assert place.links == [14, 15]
+
+
 def test_own_position_is_durable_first(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule 21: a power cut must not put the own position back into a log that is gone."""
     place.logs(1, 2)
