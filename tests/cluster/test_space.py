@@ -50,6 +50,11 @@ def leave(a: Host, name: str = "foreign") -> None:
     a.wait(lambda: fact(a, "is-emergency") == "0", 30, "the log to go on")
 
 
+def parted(host: Host) -> str:
+    """What the host thinks of the histories."""
+    return host.run("marsadm view-is-split-brain data").stdout.strip()
+
+
 def test_the_primary_goes_without_log(pair):
     """Rule 27: writes and flushes go on without error; the member waits, named; a worker killed meanwhile goes on past
     the log; then the member is healed by just the regions that changed, and nothing of it stays."""
@@ -148,3 +153,29 @@ def test_all_are_full_and_one_has_a_limit_of_its_own(pair):
     b.run("marsadm invalidate data")
     write(a, 64, 8, 200)
     scenario.wait_equal(a, b, "data", 60)
+
+
+def test_who_is_forced_meanwhile_has_parted(pair):
+    """Rule 27: a primary that went past its log is cut off, the other one is forced where the log ended: split brain on
+    both, told with its place, although the forced one has all of the log; the documented way leads out."""
+    one = pair(data_size=64 * MIB, mars_size=300 * MIB)
+    a, b = one
+    write(a, 1024, 8, 0)
+    scenario.wait_equal(a, b, "data", 60)
+    one.net.isolate("a")
+    enter(a)
+    write(a, 64, 8, 300)
+    b.run("marsadm disconnect data")
+    b.run("marsadm primary --force data")
+    scenario.wait_device(b, "data")
+    write(b, 64, 4, 0)
+    one.net.heal_all()
+    b.run("marsadm connect data")
+    for host in (a, b):
+        host.wait(lambda host=host: parted(host) == "1", 30, "the verdict")
+    assert "parted at log-000000001-a" in b.run("mars-status", check=False).stdout
+    a.run("rm /mars/foreign")
+    a.wait(lambda: fact(a, "is-primary") == "0", 30, "a to step down")
+    a.run("marsadm invalidate data")
+    scenario.wait_equal(b, a, "data", 60)
+    b.wait(lambda: parted(b) == "0", 30, "the end of it")
