@@ -13,7 +13,7 @@ import pytest
 
 from tests.sim.cluster import search, workplace
 
-FIRST, LAST = map(int, os.environ.get("MARS_CLUSTER_SEEDS", "0:900").split(":"))
+FIRST, LAST = map(int, os.environ.get("MARS_CLUSTER_SEEDS", "0:2000").split(":"))
 PARTS = 4
 
 
