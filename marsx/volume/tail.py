@@ -3,7 +3,8 @@
 Where histories have parted and this replica is to follow the other branch, its disk holds the common history outside
 these ranges, so only they have to be synced (each by the rules 13 to 15, as in any sync).
 
-Invariant: a range is left out only when every log from the point to the own end was verified, group by group.
+Invariant: a range is left out only when every log from the point to the own end was verified, group by group, and
+nothing went past the log there (rule 27).
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from marsx.base.errors import DamagedError
 from marsx.base.position import LogPos
 from marsx.log import reader
 from marsx.log.chain import Point
-from marsx.log.record import BARRIER, DISCARD, MARK, WRITE, ZERO
+from marsx.log.record import BARRIER, DISCARD, MARK, NO_ID, WRITE, ZERO
 from marsx.volume import recovery
 from marsx.volume.env import Env
 
@@ -35,8 +36,8 @@ class Tail:
 
 def behind(env: Env, point: Point, known_durable: recovery.KnownDurable, begin: LogPos | None = None) -> Tail | None:
     """The tail behind a point that the own logs must hold with that digest; `begin`: the own log that begins there,
-    else the point lies in a log. None: it is too long, or changes more than contents. DamagedError, NotFoundError:
-    these logs do not lead from that point to their end."""
+    else the point lies in a log. None: it is too long, changes more than contents, or has a gap. DamagedError,
+    NotFoundError: these logs do not lead from that point to their end."""
     if begin is None and not point.at.pos:
         return None                                         # the beginning of all: everything was written behind it
     logs = recovery.recover(env, begin or point.at, "" if begin else point.digest, known_durable)
@@ -45,7 +46,7 @@ def behind(env: Env, point: Point, known_durable: recovery.KnownDurable, begin: 
         if begin is not None and (header.pred, header.pred_digest) != (point.at, point.digest):
             raise DamagedError(f"{header.name} does not begin at {point.at}", "invalidate this replica")
         length = sum(log.end - log.start for log in logs)
-        if length > MOST:
+        if length > MOST or any(log.header.gap_id != NO_ID for log in logs):
             return None
         found: list[tuple[int, int]] = []
         for log in logs:

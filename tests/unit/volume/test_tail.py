@@ -12,6 +12,7 @@ from marsx.log import reader
 from marsx.log.chain import Point
 from marsx.volume import tail
 from tests.fix_volume import BLOCK, HOST, MIB, Site, apply, flip, read_groups
+from tests.ref.log_reader import seal
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -91,6 +92,18 @@ def test_another_digest_is_not_in_this_history(parted):
     _, site, point, _, _, _ = parted(2)
     with pytest.raises(DamagedError):
         tail.behind(site.env, Point("ab" * 16, point.at), never)
+
+
+def test_a_gap_is_not_left_out(parted):
+    """Rule 27: what went past the log is in none of its records, so all has to be compared."""
+    rig, site, point, *_ = parted(6, logs=2)
+    with open(rig.path(2), "r+b") as file:
+        block = bytearray(file.read(BLOCK))
+        file.seek(0)
+        block[112:128] = bytes(range(1, 17))
+        file.write(seal(block))
+        file.truncate(BLOCK)
+    assert tail.behind(site.env, point, never) is None
 
 
 def test_damage_is_not_left_out(parted):
