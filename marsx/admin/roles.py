@@ -208,8 +208,8 @@ def _forced(ctx: Context, resource: str) -> Iterator[None]:
     old = view.designated(resource)
     if old and old != ctx.host:
         ctx.warn(f"{resource}: {old} is not asked. If it has data that are not here, the result is a split brain")
-    want = "0" if view.consistent(resource, ctx.host) else paths.IGNORE_SYNC + os.urandom(8).hex()
-    ctx.wish((paths.want_primary(resource, ctx.host), want), (paths.primary(resource), ctx.host))
+    want = (paths.FORCE if view.consistent(resource, ctx.host) else paths.IGNORE_SYNC) + os.urandom(8).hex()
+    ctx.wish((paths.primary(resource), ctx.host), (paths.want_primary(resource, ctx.host), want))
     yield
     yield from _wait_device(ctx, resource)
 

@@ -21,6 +21,7 @@ from marsx.daemon.rates import Count
 from marsx.daemon.replica import step_back
 from marsx.daemon.spans import ReplayBound
 from marsx.log import reader
+from marsx.log.record import FileHeader
 from marsx.peer.fetch import fetch_logs
 from marsx.peer.wire import PeerError, Reason
 from marsx.tree import paths
@@ -209,11 +210,18 @@ class Consumer:
 
     def _is_withdrawn(self, host: str, reason: Reason) -> bool:
         """The end of our copy is an empty log that can be withdrawn, and its producer may have done so (rule 7): he
-        himself has not got it, or somebody has another one with that number."""
+        himself has not got it (any more, as the tree says), or somebody has another one with that number."""
         header = self.copy.header if self.copy else None
         if header is None or self.copy is None or self.copy.at.pos or not recovery.may_withdraw(self.env, header):
             return False
-        return reason is Reason.SPLIT or (reason is Reason.BEHIND and host == header.producer)
+        if reason is Reason.BEHIND:
+            return host == header.producer or not self._is_still_said(header)
+        return reason is Reason.SPLIT
+
+    def _is_still_said(self, header: FileHeader) -> bool:
+        """Does the producer of this log say in the tree that he has it?"""
+        said = self.site.view().version(self.resource, header.producer, header.nr)
+        return said is not None and said.end.pos.producer == header.producer
 
     def _began_elsewhere(self, host: str, reason: Reason) -> bool:
         """This replica began with an empty log that its producer has withdrawn since, and `host` goes on with another

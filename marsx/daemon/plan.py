@@ -187,11 +187,23 @@ def _why_not(view: View, resource: str, host: str, local: Local) -> str:
 
 
 def _forced(view: View, resource: str, host: str) -> bool:
-    return view.designated(resource) == host and not view.todo(resource, host, "connect")
+    """Only where `primary --force` has said so itself: a designated host that is disconnected may just be waiting."""
+    return (view.designated(resource) == host and not view.todo(resource, host, "connect")
+            and is_force(view.want_primary(resource, host)))
+
+
+def is_force(wish: str) -> bool:
+    """A want-primary of `primary --force`."""
+    return wish.startswith((paths.FORCE, paths.IGNORE_SYNC))
+
+
+def stale_force(view: View, resource: str, host: str) -> bool:
+    """The wish of `primary --force` is over: another host is designated, or this one is connected again."""
+    return is_force(view.want_primary(resource, host)) and not _forced(view, resource, host)
 
 
 def _ignores_sync(view: View, resource: str, host: str) -> bool:
-    """Force alone does not make half a disk a device: `disconnect` on a designated host would be enough for that."""
+    """Force alone does not make half a disk a device."""
     return (_forced(view, resource, host)
             and view.want_primary(resource, host).startswith(paths.IGNORE_SYNC))
 

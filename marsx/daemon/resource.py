@@ -24,7 +24,7 @@ from marsx.daemon.comeback import Comeback
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.context import Context, make_env
 from marsx.daemon.facts import Publisher
-from marsx.daemon.plan import Local, Plan, grant_to, plan
+from marsx.daemon.plan import Local, Plan, grant_to, is_force, plan, stale_force
 from marsx.daemon.producer import Producer
 from marsx.daemon.rates import Rates, counted
 from marsx.daemon.scrub import Scrub
@@ -202,6 +202,8 @@ class Runner:
         primary_rel = paths.primary(res)
         if self.site.store.get(primary_rel) and not self.site.store.is_durable(primary_rel):
             self.site.store.make_durable([primary_rel])
+        if stale_force(view, res, host):
+            self.site.store.put(paths.want_primary(res, host), "0")
         local = self.local()
         want = plan(view, res, host, local)
         self._say_reasons(want, local)
@@ -359,7 +361,8 @@ class Runner:
         self.site.store.put_many(
             [(paths.maxnr(self.resource), str(max(producer.primary.header.nr, self.site.view().maxnr(self.resource))))]
         )
-        if self.site.view().want_primary(self.resource, self.site.host) not in ("", "0"):
+        wish = self.site.view().want_primary(self.resource, self.site.host)
+        if wish and not is_force(wish):
             self.site.store.put(paths.want_primary(self.resource, self.site.host), "0")
         for key in ("err-resource", "err-splitbrain-detected", "err-fetch", "err-sync"):  # of a secondary
             self.site.say(self.resource, key, "")

@@ -408,8 +408,9 @@ def granted(resource: str, host: str) -> str:
     return actual(resource, host, "granted")
 
 
-IGNORE_SYNC = "ignore-sync-"
-"""A want-primary that begins so says: by force, also over a replica that is not consistent."""
+FORCE, IGNORE_SYNC = "force-", "ignore-sync-"
+"""A want-primary that begins so says: by force; the second one: also over a replica that is not consistent. It stands
+as long as its host is designated and disconnected, so that a restart does not take the device away."""
 
 
 def begun(resource: str, host: str) -> str:

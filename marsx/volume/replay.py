@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 
 from marsx._ext import marsreplay
-from marsx.base.errors import DamagedError, MarsError
+from marsx.base.errors import DamagedError, MarsError, NotFoundError
 from marsx.base.position import LogPos
 from marsx.log import reader
 from marsx.log.record import FileHeader
@@ -201,12 +201,27 @@ class Replayer:
             return True
 
     def _open(self) -> None:
-        path = os.path.join(self.env.directory, self.at.log)
-        self._log = reader.open_log(path, self.env.uuid, self.env.resource)
+        self._log = self._open_log()
         if not self.at.pos:
             self.digest = self._log.header.digest0          # who begins here may not have known it
         digest = bytes.fromhex(self.digest) if self.at.pos else b""
         self._cursor = marsreplay.Cursor(self._log.header.pack(), self.at.pos, digest)
+
+    def _open_log(self) -> reader.OpenLog:
+        """The log of the position. (N, its end) is (N+1, 0), also where N was deleted while replay was off (rule 7)."""
+        path = os.path.join(self.env.directory, self.at.log)
+        try:
+            return reader.open_log(path, self.env.uuid, self.env.resource)
+        except NotFoundError:
+            for entry in reader.list_logs(self.env.directory):
+                log = reader.open_log(entry.path, self.env.uuid, self.env.resource)
+                if (log.header.pred, log.header.pred_digest) == (self.at, self.digest):
+                    with self._wake:
+                        self.at, self.digest = log.header.start, log.header.digest0
+                    self.env.facts.replayed(self.at, self.digest)
+                    return log
+                log.close()
+            raise
 
     def _end_of_log(self, header: FileHeader) -> int:
         """A log ends where its successor's header says (rule 4)."""

@@ -231,7 +231,8 @@ class Chaos(Base):
             return False
         self.note(f"primary --force on {host.name}")
         self.forced += 1
-        host.store.put_many([(paths.want_primary(RES, host.name), "0"), (PRIMARY, host.name)])
+        host.store.put_many([(PRIMARY, host.name),
+                             (paths.want_primary(RES, host.name), f"{paths.FORCE}{self.rng.getrandbits(32):08x}")])
         for _ in range(100):
             await asyncio.sleep(0.05)
             view = self.view(host)

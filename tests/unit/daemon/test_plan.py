@@ -83,8 +83,8 @@ NOBODY = {"primary": "(none)", "actual_a_is-primary": "0"}
                  {"primary": "c has more"}, id="rule 22: fetches from who has more"),
     pytest.param("a", {**NOBODY, "want_b": "x"}, replace(AT_END, hold="b has more"), {**SECOND, "fetch_from": "b"},
                  {}, id="rule 22: does not grant either"),
-    pytest.param("a", {"todo_a_connect": "0"}, replace(AT_END, hold="b has more"), {"attach": True, "primary": True},
-                 {}, id="rule 22: by force it does"),
+    pytest.param("a", {"todo_a_connect": "0", "want_a": "force-1"}, replace(AT_END, hold="b has more"),
+                 {"attach": True, "primary": True}, {}, id="rule 22: by force it does"),
     pytest.param("a", {}, replace(PRIMARY, hold="b has more"), {"attach": True, "primary": True}, {},
                  id="rule 22: who serves goes on"),
     # trouble, clock, consistency
@@ -110,7 +110,8 @@ NOBODY = {"primary": "(none)", "actual_a_is-primary": "0"}
                  id="but what serves goes on"),
     pytest.param("a", {"syncstatus_a": "5"}, AT_END, {**SECOND, "fetch_from": "b"}, {"primary": "not consistent"},
                  id="inconsistent replica"),
-    pytest.param("a", {"syncstatus_a": "5", "todo_a_connect": "0"}, AT_END, {"attach": True, "replay": True},
+    pytest.param("a", {"syncstatus_a": "5", "todo_a_connect": "0", "want_a": "force-1"}, AT_END,
+                 {"attach": True, "replay": True},
                  {"primary": "not consistent"}, id="inconsistent replica, forced: half a disk is no device"),
     pytest.param("a", {"syncstatus_a": "5", "todo_a_connect": "0", "want_a": "ignore-sync-1"}, AT_END,
                  {"attach": True, "primary": True}, {}, id="inconsistent replica, forced, and said so"),
@@ -122,10 +123,14 @@ NOBODY = {"primary": "(none)", "actual_a_is-primary": "0"}
     pytest.param("b", {"primary": "b", **GRANT_B}, BEHIND, SECOND, {"primary": "not replayed yet"},
                  id="granted, not there yet"),
     pytest.param("b", {"primary": "b"}, AT_END, SECOND, {"primary": "a has not granted"}, id="not granted"),
-    pytest.param("b", {"primary": "b", "todo_b_connect": "0"}, AT_END, {"attach": True, "primary": True}, {},
-                 id="forced"),
-    pytest.param("b", {"primary": "b", "todo_b_connect": "0", **GRANT_B}, BEHIND, {"attach": True, "primary": True}, {},
-                 id="forced while the granted end can never be reached"),
+    pytest.param("b", {"primary": "b", "todo_b_connect": "0", "want_b": "force-1"}, AT_END,
+                 {"attach": True, "primary": True}, {}, id="forced"),
+    pytest.param("b", {"primary": "b", "todo_b_connect": "0", "want_b": "force-1", **GRANT_B}, BEHIND,
+                 {"attach": True, "primary": True}, {}, id="forced while the granted end can never be reached"),
+    pytest.param("b", {"primary": "b", "todo_b_connect": "0", **GRANT_B}, BEHIND, {"attach": True, "replay": True},
+                 {"primary": "not replayed yet"}, id="rule 18: disconnected while it waits is not forced"),
+    pytest.param("b", {"primary": "b", "want_b": "force-1"}, AT_END, SECOND, {"primary": "a has not granted"},
+                 id="force is over when it is connected again"),
     pytest.param("a", {**NOBODY, "want_b": "x"}, AT_END, {**SECOND, "fetch_from": "b", "grant_to": "b"}, {},
                  id="one host wants: granted"),
     pytest.param("a", {"primary": "(none)", "want_b": "x"}, PRIMARY, {"attach": True}, {},
@@ -223,7 +228,7 @@ def test_may_produce(holder: str, at_mark: bool, forced: bool, never: bool, yes:
     if holder == "no log":
         changes |= {f"version_{host}_1": "" for host in "abc"}
     if forced:
-        changes[f"todo_{me}_connect"] = "0"
+        changes |= {f"todo_{me}_connect": "0", f"want_{me}": "force-1"}
     local = replace(AT_END if at_mark else BEHIND, never_had_log=never)
     found, why = may_produce(tree(**changes), R, me, local)
     assert found is yes and bool(why) is not yes

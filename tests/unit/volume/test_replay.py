@@ -88,6 +88,27 @@ def prefix(rig, at: LogPos) -> bytes:
     return bytes(image)
 
 
+def test_a_log_that_was_deleted_while_replay_was_off(target):
+    """Rule 7: (1, its end) is (2, 0): replay that stood there goes on, whoever deleted log 1 meanwhile; with another
+    digest it does not."""
+    rig, site = target(5, logs=2)
+    at = LogPos(1, HOST, rig.ends[1])
+    with Running(site) as one:
+        one.replayer.advance(at)
+        one.until(at)
+    digest = one.replayer.digest
+    rig.path(1).unlink()
+    for known in ("ab" * 16, digest):
+        with Running(site, at, known) as one:
+            one.replayer.advance(end_of(rig))
+            if known == digest:
+                one.until(end_of(rig))
+            else:
+                one.thread.join(20)
+        assert bool(one.replayer.error) is (known != digest)
+    assert site.disk.contents() == bytes(rig.twin)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_replay_of_several_logs(target, seed):
     """Rules 2, 4, 12: at each published position the disk is just that prefix; dirty comes before the first change of
