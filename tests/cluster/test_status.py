@@ -274,11 +274,11 @@ def test_four_hosts_with_long_names(cluster):
     first.wait(lambda: not picture(first)["resources"][resource]["nodes"][first.name]["device"]["opened"], what="dd")
     golden.check("four-hosts", first, 0, "--status --ascii")
     golden.check("four-hosts-seen-from-outside", others[2], 0)
-    _emergency(golden, first, resource, others[:2])
+    _emergency(first, resource, others[:2])
     golden.end()
 
 
-def _emergency(golden: Golden, primary: Host, resource: str, members: list[Host]) -> None:
+def _emergency(primary: Host, resource: str, members: list[Host]) -> None:
     """A full /mars: the primary goes on without log, and the members wait."""
     room = os.statvfs(primary.path("/mars"))
     primary.run(f"fallocate -l {room.f_bavail * room.f_frsize - 8 * MIB} /mars/junk")
@@ -289,5 +289,6 @@ def _emergency(golden: Golden, primary: Host, resource: str, members: list[Host]
 
     primary.wait(lambda: told(primary, "err-emergency") and all(told(host, "inf-gap") for host in members),
                  what="the emergency")
-    golden.check("emergency", primary, 2)
+    shown = primary.run("mars-status", check=False)     # no golden text: the level may have fallen again meanwhile
+    assert shown.returncode == 2 and "EMERGENCY: nothing is logged any more" in shown.stdout, shown.stdout
     primary.run("rm /mars/junk")
