@@ -52,6 +52,8 @@ def test_no_log_no_right() -> None:
                  id="granted after it was withdrawn"),
     pytest.param([version("c", 2, "a", 0), version("a", 2, "b", 0), version("b", 2, "b", 0)],
                  ("b", 2, "b", False, 0), id="an empty log that a has withdrawn to follow another one"),
+    pytest.param([version("c", 2, "b", 0), version("b", 2, "a", 0), version("a", 2, "a", 0)],
+                 ("a", 2, "a", False, 0), id="an empty log that b has withdrawn to follow another one"),
     pytest.param([version("b", 2, "a")], ("a", 2, "a", False, 0), id="a log with contents, known to another one only"),
     pytest.param([(paths.granted("r", "a"), "rubbish", 10)], ("a", 1, "a", False, 0), id="damaged"),
 ])
