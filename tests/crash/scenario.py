@@ -136,7 +136,7 @@ class PrimaryRun:
                  "writeback_idle_ms": self.rng.choice((1, 5)), "writeback_ms": self.rng.choice((2, 20)),
                  "writeback_bytes": self.rng.choice((4, 32)) << 10, "window_bytes": self.rng.choice((32, 128)) << 10}
         self.primary = Primary(host.env(**sizes), host.disk_fd)
-        self.dropped: list[str] = []
+        self.deletes = self.rng.choice((0.05, 0.5))         # often: logs are deleted as soon as nobody needs them
 
     async def run(self) -> None:
         loop, one = asyncio.get_running_loop(), self.primary
@@ -175,7 +175,7 @@ class PrimaryRun:
         if self.rng.random() < 0.1:
             await loop.run_in_executor(None, self.primary.rotate)
             self.set_steps()
-        if self.rng.random() < 0.08:
+        if self.rng.random() < self.deletes:
             self.host.delete_logs()
 
     async def end(self, loop: asyncio.AbstractEventLoop, threads: list[threading.Thread]) -> None:
