@@ -42,6 +42,7 @@ BODY_MAX = 4 << 20
 UNIT_MAX = 1_000_000  # entries in a unit
 HELD_MAX = 100_000  # entries about one host that wait for the end of its session
 RETRY_MIN, RETRY_MAX = 0.2, 5.0
+TAKEN_STEP_S = 0.01
 HEARTBEAT_KEYS = frozenset({"alive", "time"})
 
 Dial = Callable[[str, str], Any]  # (host, service) -> awaitable (Link, Hello)
@@ -202,6 +203,13 @@ class Exchange:
         for host, ip in wanted.items():
             if host not in self._tasks:
                 self._tasks[host] = (ip, asyncio.create_task(self._talk_to(host), name=f"tree to {host}"))
+
+    async def taken(self, since: float, patience: float) -> None:
+        """Returns when every host that our link to is up has acknowledged a unit that was sent after `since` (monotonic
+        time), or after so many seconds."""
+        end = time.monotonic() + patience
+        while any(self.acked.get(host, 0.0) < since for host in self.reachable) and time.monotonic() < end:
+            await asyncio.sleep(TAKEN_STEP_S)
 
     async def close(self) -> None:
         tasks = [task for _, task in self._tasks.values()]

@@ -46,6 +46,7 @@ from marsx.tree.watch import Watch
 
 LOG = messages.get("daemon.worker")
 TICK_S = 1.0
+FAREWELL_S = 1.0
 LOOK_S = 10  # a resource of which nothing is heard looks anew so often
 EXECUTOR_THREADS = 32
 # (mallopt option, value): M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD. Bodies of frames come and go by the MiB: if
@@ -149,6 +150,7 @@ class Worker:
         self._watch: Watch | None = None
         self._mounts: MountWatch | None = None
         self._end: asyncio.Future[int] = self.loop.create_future()
+        self._leaving = False  # the end has begun and nothing hinders it any more
         self._ticker: asyncio.Task[None] | None = None
         self._incarnation = os.urandom(8).hex()
         self._slots = SyncSlots(time.monotonic)
@@ -453,7 +455,7 @@ class Worker:
     def _heartbeat(self, first: bool = False) -> None:
         now = self.lamport.now()
         items = [
-            (paths.host_actual(self.host, "alive"), "1"),
+            (paths.host_actual(self.host, "alive"), "0" if self._leaving else "1"),
             (paths.host_actual(self.host, "time"), f"{now // 10**9}.{now % 10**9:09d}"),
             *self.space.look(),
         ]
@@ -490,7 +492,7 @@ class Worker:
             await self._take_all_away(force)
         except (MarsError, OSError) as err:
             LOG.exception("cannot stop")
-            self.site.shutting_down = False
+            self.site.shutting_down = self._leaving = False
             await self._revive()
             await self.site.keeper.call("stop-refused", reason=str(err))
 
@@ -510,10 +512,17 @@ class Worker:
                 await self._revive()
                 await self._refuse_stop(runner, users)
                 return
-        self.store.put(paths.host_actual(self.host, "alive"), "0", restamp=True)
-        await asyncio.sleep(0.05)
+        await self._farewell()
         if not self._end.done():
             self._end.set_result(0)
+
+    async def _farewell(self) -> None:
+        """Tell the others that this was meant, and wait until they have it: they name it at once, and no heartbeat says
+        the contrary any more."""
+        self._leaving = True
+        now = time.monotonic()
+        self.store.put(paths.host_actual(self.host, "alive"), "0", restamp=True)
+        await self.exchange.taken(now, FAREWELL_S)
 
     async def _refuse_stop(self, runner: Runner, users: list[str]) -> None:
         device = f"{self.paths.dev_dir}/{self.site.device_name(runner.resource)}"

@@ -235,6 +235,8 @@ def _silent(golden: Golden, hosts, a: Host, b: Host) -> None:
     hosts.net.heal("a", "b")
     wait_for(a)
     b.marsd_stop()
+    assert a.link("actual-b/alive") == "0", "who stops waits until the others know it"
+    assert "marsd was stopped there ==> on b: marsd start" in a.run("mars-status", check=False).stdout
     golden.check("daemon-down", b, 3)
     b.marsd_start()
     wait_for(a)

@@ -206,6 +206,24 @@ def test_a_batch_collapses(play) -> None:
     assert play("ab", work) <= 3
 
 
+def test_taken_means_that_the_others_have_it(play) -> None:
+    """Whoever is connected has what was written before; who is cut off, or takes nothing, is not waited for in vain."""
+    async def work(net: Net) -> None:
+        a, now = net.hosts["a"], asyncio.get_running_loop().time
+        began = now()
+        net.stores["a"].put(*fact("a", 4096))
+        await a.taken(began, 20)
+        assert [net.stores[host].get(fact("a")[0]) for host in "bc"] == [fact("a", 4096)[1]] * 2
+        net.cut("a", "c")
+        await quiet()
+        began = now()
+        net.stores["a"].put(*fact("a", 8192))
+        await a.taken(began, 20)
+        assert net.stores["b"].get(fact("a")[0]) == fact("a", 8192)[1]
+        await a.taken(now() + 1000, 0.05)
+    play("abc", work)
+
+
 @pytest.mark.parametrize(("seqs", "error"), [((0, 2), "2 came where 1"), ((0, 1, 1), "1 came where 2"),
                                              ((1,), "1 came where 0"), ((0, -1), "seq"), ((0, True), "seq")])
 def test_a_gap_is_refused(play, seqs: tuple[int, ...], error: str) -> None:

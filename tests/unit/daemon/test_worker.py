@@ -1,4 +1,4 @@
-"""What the worker does once a second for each resource."""
+"""What the worker does once a second for each resource, and what it says in the end."""
 from __future__ import annotations
 
 import asyncio
@@ -35,3 +35,23 @@ def test_a_resource_that_fails_does_not_keep_the_others_waiting(monkeypatch: pyt
             await worker._keep_house(runner, True, False, False)
     asyncio.run(play())
     assert grown == ["good"]
+
+
+def test_the_last_word_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that stops says so, waits until the others have it, and no heartbeat takes it back meanwhile."""
+    told: list[tuple[str, str]] = []
+    worker = object.__new__(Worker)
+    worker.host, worker._leaving = "a", False
+    worker.lamport = SimpleNamespace(now=lambda: 5)
+    worker.space = SimpleNamespace(look=list)
+    worker.store = SimpleNamespace(put=lambda rel, value, restamp=False: told.append((rel, value)),
+                                   put_many=lambda items, restamp=False: told.extend(items))
+
+    async def taken(since: float, patience: float) -> None:
+        assert told[-1] == ("actual-a/alive", "0") and patience > 0
+        worker._heartbeat()
+    worker.exchange = SimpleNamespace(taken=taken)
+    worker._heartbeat()
+    assert told[0] == ("actual-a/alive", "1")
+    asyncio.run(worker._farewell())
+    assert [value for rel, value in told if rel.endswith("alive")] == ["1", "0", "0"]
