@@ -85,7 +85,7 @@ class Context:
         """The tree as it is now; the same picture until something changes."""
         store = self.store
         if self._view is None:
-            self._view = View(store.entries())
+            self._view = View(store.snapshot())
         return self._view
 
     def _drop_view(self) -> None:

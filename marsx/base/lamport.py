@@ -126,6 +126,11 @@ class Lamport:
             return False
         return stamp <= max(self._last, self._trusted) or stamp - self._reference() <= self.max_future
 
+    @property
+    def legal_up_to(self) -> int:
+        """All stamps from 1 to this one are legal now."""
+        return min(STAMP_MAX, max(self._last, self._trusted, self._reference() + self.max_future))
+
     def peer_clock(self, host: str, real_ns: int | None) -> None:
         """The real time that a connected peer just told (heartbeat); None when its connection ends."""
         if real_ns is None:

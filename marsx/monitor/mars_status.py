@@ -162,7 +162,7 @@ class Program:
             self._store = None  # another directory may be mounted there by the next look
             raise
         daemon = seen.ask_daemon(self.paths.control_socket)
-        return View(self._store.entries(), daemon.heard), daemon
+        return View(self._store.snapshot(), daemon.heard), daemon
 
     def _add(self, found: Dict, view: View, known: seen.Seen) -> None:
         """What options add."""

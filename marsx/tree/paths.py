@@ -19,6 +19,7 @@ tombstone `.deleted` is a legal value of every entry.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -147,10 +148,16 @@ def parse(rel: str) -> Name | None:
         return None
     head, _, leaf = rel.rpartition("/")
     place = _place(head)
-    if place is not None:
-        return _in_resource(rel, leaf, *place)
-    parts = rel.split("/")
-    return _global(rel, parts) if len(parts) <= DEPTH_MAX and not rel.startswith("resource-") else None
+    if place is None:
+        parts = rel.split("/")
+        return _global(rel, parts) if len(parts) <= DEPTH_MAX and not rel.startswith("resource-") else None
+    what, resource, host = place
+    found = _leaf(what, leaf)
+    if found is None:
+        return None
+    kind, own, key, writer, form, nr = found
+    # Not through the constructor of the class, which takes four times as long: a display makes thousands at each call.
+    return tuple.__new__(Name, (rel, kind, resource, own or host, key, writer, form, nr))
 
 
 @lru_cache(maxsize=4096)
@@ -182,9 +189,21 @@ def is_directory(rel: str) -> bool:
         first, ("actual", "defaults")))
 
 
+class _Matchers(dict[str, Callable[[str], object]]):
+    """form -> what is true for a value of that form, made when it is first needed."""
+
+    def __missing__(self, form: str) -> Callable[[str], object]:
+        found = frozenset("01").__contains__ if form == "switch" else _form(form).fullmatch
+        self[form] = found
+        return found
+
+
+MATCHERS = _Matchers()
+
+
 def value_problem(name: Name, value: str) -> str:
     """Why `value` is no legal value of `name`, or ""."""
-    if value == DELETED or _form(name.form).fullmatch(value):
+    if value == DELETED or MATCHERS[name.form](value):
         return ""
     return f"{name.rel}: not a legal value ({name.form}): {value[:80]!r}"
 
@@ -230,39 +249,51 @@ def _global_wish(rel: str, head: str, key: str) -> Name | None:
     return None
 
 
-def _in_resource(rel: str, key: str, what: str, resource: str, host: str) -> Name | None:
-    if what == "actual":
-        return _fact(rel, "actual", resource, host, key, _ACTUAL)
-    if what == "todo":
-        return Name(rel, "todo", resource, host, key, "wish", _TODO[key]) if key in _TODO else None
-    if what == "userspace":
-        return Name(rel, "userspace", resource, "", key, "wish", "text") if _IDENTIFIER.fullmatch(key) else None
-    return _resource_leaf(rel, resource, key)
-
-
 def _fact(rel: str, kind: str, resource: str, host: str, key: str, known: dict[str, str]) -> Name | None:
+    found = _fact_leaf(kind, key, known)
+    return found and Name(rel, found[0], resource, host, *found[2:])
+
+
+Leaf = tuple[str, str, str, str, str, int]
+"""(kind, host if the leaf itself names one, key, writer, form, nr)"""
+
+
+@lru_cache(maxsize=1 << 14)
+def _leaf(what: str, leaf: str) -> Leaf | None:
+    """The meaning of the last part of a name, which is the same in all resources: worked out once for all of them.
+    `what`: see `_place`."""
+    if what == "actual":
+        return _fact_leaf("actual", leaf, _ACTUAL)
+    if what == "todo":
+        return ("todo", "", leaf, "wish", _TODO[leaf], 0) if leaf in _TODO else None
+    if what == "userspace":
+        return ("userspace", "", leaf, "wish", "text", 0) if _IDENTIFIER.fullmatch(leaf) else None
+    return _resource_leaf(leaf)
+
+
+def _fact_leaf(kind: str, key: str, known: dict[str, str]) -> Leaf | None:
     if key in known:
-        return Name(rel, kind, resource, host, key, "fact", known[key])
+        return kind, "", key, "fact", known[key], 0
     if _MESSAGE.fullmatch(key):
-        return Name(rel, "message", resource, host, key[len("msg-"):], "fact", "text")
+        return "message", "", key[len("msg-"):], "fact", "text", 0
     return None
 
 
-def _resource_leaf(rel: str, resource: str, leaf: str) -> Name | None:
+def _resource_leaf(leaf: str) -> Leaf | None:
     if leaf in _RESOURCE_WISHES:
-        return Name(rel, leaf, resource, "", leaf, "wish", _RESOURCE_WISHES[leaf])
+        return leaf, "", leaf, "wish", _RESOURCE_WISHES[leaf], 0
     for pattern, kind, writer, form in ((_VERSION, "version", "fact", "version"), (_LOG, "log", "file", "text")):
         match = pattern.fullmatch(leaf)
         if match:
             host = match[2]
-            return Name(rel, kind, resource, host, kind, writer, form, int(match[1])) if is_host(host) else None
+            return (kind, host, kind, writer, form, int(match[1])) if is_host(host) else None
     match = _PER_HOST.fullmatch(leaf)
     if not match or not is_host(match[2]):
         return None
     key = match[1]
     if key in _MEMBER_FACTS:
-        return Name(rel, key, resource, match[2], key, "fact", _MEMBER_FACTS[key])
-    return Name(rel, key, resource, match[2], key, "wish", _MEMBER_WISHES[key])
+        return key, match[2], key, "fact", _MEMBER_FACTS[key], 0
+    return key, match[2], key, "wish", _MEMBER_WISHES[key], 0
 
 
 def checked(rel: str) -> str:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from marsx.base.config import Paths
 from marsx.base.errors import MarsError, PermissionDeniedError, PreconditionError
 from marsx.base.lamport import MAX_FUTURE_NS, HighWater, Lamport
 from marsx.tree import guard, paths
-from marsx.tree.paths import DELETED, NONE
+from marsx.tree.paths import DELETED, NONE, Name
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MEMBERSHIP = frozenset({"member", "removed", "host-member", "host-removed"})
@@ -123,9 +123,9 @@ class Store:
         elif guard.root_identity(self.root) != self._identity:
             raise MarsError(f"{self.root} is not the directory any more that it was",
                             "somebody unmounted it or mounted over it: mount it again and start marsd anew")
-        found = self._scan("")
         if self.readonly and not self._cache:
-            return self._take(found)
+            return self._first_look()
+        found = self._scan("")
         changed = self._reconcile(found, [rel for rel in self._cache if rel not in found])
         self._notify(changed)
         return changed
@@ -331,11 +331,9 @@ class Store:
                 return None
             raise _failure(f"cannot read {path}", err) from err
 
-    def _scan(self, rel: str) -> dict[str, Entry]:
+    def _known_in(self, rel: str) -> Iterator[tuple[Name, Entry]]:
         """Every known entry below a directory, one pass."""
-        found: dict[str, Entry] = {}
-        todo = [rel]
-        parse, readonly, settled = paths.parse, self.readonly, time.time_ns() - SECOND_NS
+        todo, parse, settled = [rel], paths.parse, time.time_ns() - SECOND_NS if self.readonly else 0
         while todo:
             directory = todo.pop()
             prefix = directory + "/" if directory else ""
@@ -347,29 +345,37 @@ class Store:
                 raise _failure(f"cannot read {self._path(directory)}", err) from err
             todo += [prefix + name for name in inner if paths.is_directory(prefix + name)]
             for leaf, value, stamp, changed in links:
-                name = prefix + leaf
-                known = parse(name)
-                if known is not None and known.writer in paths.PROPAGATED:
-                    # A link that was made before `settled` has not changed under our eyes, so value and stamp are of
-                    # one link without looking twice: good for displays, which are started often.
-                    rested = readonly and value is not None and changed < settled
-                    entry = Entry(name, value, stamp) if rested and value is not None else self._read(name)
-                    if entry is not None:
-                        found[name] = entry
-        return found
+                name = parse(prefix + leaf)
+                if name is None or not name.propagated:
+                    continue
+                # A link that was made before `settled` has not changed under our eyes, so value and stamp are of one
+                # link without looking twice: good for displays, which are started often.
+                if value is not None and changed < settled:
+                    yield name, tuple.__new__(Entry, (name.rel, value, stamp))
+                elif (entry := self._read(name.rel)) is not None:
+                    yield name, entry
 
-    def _take(self, found: dict[str, Entry]) -> list[str]:
-        """The first load of a display, which is started often: there is nothing yet to compare with."""
-        problem_of, see, lamport = guard.link_problem, self.lamport.see, self.lamport
-        for rel, entry in found.items():
-            name = paths.parse(rel)
-            problem = problem_of(name, entry.value, entry.stamp, lamport) if name else "not a name of the tree"
-            if problem:
-                self.problems[rel] = problem
-            else:
-                see(entry.stamp)
-                self._cache[rel] = entry
-        names = list(self._cache)
+    def _scan(self, rel: str) -> dict[str, Entry]:
+        """Name -> entry, of all below a directory."""
+        return {entry.rel: entry for _, entry in self._known_in(rel)}
+
+    def _first_look(self) -> list[str]:
+        """The first load of a display, which is started often: there is nothing yet to compare with. What
+        `guard.link_problem` has nothing against, which is nearly everything, is told without asking it."""
+        cache, matchers, limit, newest = self._cache, paths.MATCHERS, self.lamport.legal_up_to, 0
+        for name, entry in self._known_in(""):
+            rel, value, stamp = entry
+            sound = 0 < stamp <= limit and value.isascii() and len(value) <= disk.VALUE_MAX
+            if not (sound and matchers[name.form](value)):
+                problem = guard.link_problem(name, value, stamp, self.lamport)
+                if problem:
+                    self.problems[rel] = problem
+                    continue
+            if stamp > newest:
+                newest = stamp
+            cache[rel] = entry
+        self.lamport.see(newest)
+        names = list(cache)
         self._notify(names)
         return names
 

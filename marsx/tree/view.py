@@ -21,8 +21,9 @@ clock, which is good for a display and for nothing else.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from marsx.base.errors import DamagedError
@@ -113,19 +114,20 @@ class View:
     def __init__(self, entries: Iterable[tuple[str, str, int]], heard: Mapping[str, float] | None = None) -> None:
         self._values: dict[str, str] = {}
         self._stamps: dict[str, int] = {}
-        self._resources: dict[str, dict[str, list[Name]]] = {}
+        self._resources: dict[str, dict[str, list[Name]]] = defaultdict(partial(defaultdict, list))
         self._heard = dict(heard) if heard is not None else None
         self.memo: dict[str, object] = {}  # what pure functions of this view have found
         self._members: dict[str, tuple[str, ...]] = {}
         ips: dict[str, str] = {}
+        parse, values, stamps, resources = paths.parse, self._values, self._stamps, self._resources
         for rel, value, stamp in entries:
-            name = paths.parse(rel)
+            name = parse(rel)
             if name is None or not value or value == DELETED:
                 continue
-            self._values[rel] = value
-            self._stamps[rel] = stamp
+            values[rel] = value
+            stamps[rel] = stamp
             if name.resource or name.kind == "message":
-                self._resources.setdefault(name.resource, {}).setdefault(name.kind, []).append(name)
+                resources[name.resource][name.kind].append(name)
             elif name.kind == "host-ip":
                 ips[name.host] = value
         self.ips: dict[str, str] = dict(sorted(ips.items()))
