@@ -48,6 +48,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(program, _load(program), rest)
 
 
+INSPECT = {"CO_OPTIMIZED": 1, "CO_NEWLOCALS": 2, "CO_VARARGS": 4, "CO_VARKEYWORDS": 8, "CO_GENERATOR": 32,
+           "CO_COROUTINE": 128, "CO_ASYNC_GENERATOR": 512}
+
+
+def spare_inspect() -> None:
+    """`inspect` costs more than all of our own modules that a display needs, and is only asked for constants (by our
+    extensions when they are loaded) or for nothing (by dataclasses). So it is loaded when more than that is asked."""
+    if "inspect" in sys.modules:
+        return
+    from types import ModuleType
+
+    def load(name: str) -> object:
+        from importlib import import_module
+
+        if sys.modules.get("inspect") is stub:
+            del sys.modules["inspect"]
+        real = import_module("inspect")
+        stub.__dict__.update(real.__dict__)
+        return getattr(real, name)
+
+    stub = ModuleType("inspect")
+    stub.__dict__.update(INSPECT, __getattr__=load)
+    sys.modules["inspect"] = stub
+
+
 def _no_program(called_as: str, rest: list[str]) -> int:
     me = called_as if called_as and called_as != "__main__.py" else "python3 -m marsx"
     if rest and rest[0] in ("--version", "-V"):
@@ -73,6 +98,7 @@ def _load(program: str) -> Callable[[list[str]], int | None]:
     def start(rest: list[str]) -> int | None:
         from importlib import import_module
 
+        spare_inspect()
         return import_module(PROGRAMS[program]).main(rest)
 
     return start
@@ -103,7 +129,7 @@ def _guarded(program: str, action: Callable[[list[str]], int | None], rest: list
 
 
 def _tell(program: str, error: MarsError) -> None:
-    from marsx.base.messages import printable
+    from marsx.base.text import printable
 
     lines = [f"{program}: {printable(line)}" if number == 0 else f"  {printable(line)}"
              for number, line in enumerate((error.text or type(error).__name__).splitlines())]

@@ -10,6 +10,7 @@ takes.
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import statistics
@@ -109,14 +110,18 @@ def stand_in(path: Path, hosts: list[str]) -> Iterator[None]:
         yield
 
 
-def measured(words: list[str], rounds: int, environment: dict[str, str]) -> tuple[float, float]:
-    """(least, middle) ms of a command. The first two, which fill caches, do not count."""
-    times = []
+def measured(words: list[str], rounds: int, environment: dict[str, str]) -> tuple[float, float, float]:
+    """(least, middle) ms of a command, and the least processor time. The first two rounds, which fill caches, do not
+    count."""
+    times, spent = [], []
     for _ in range(rounds + 2):
         began = time.perf_counter()
         subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, check=False)
         times.append((time.perf_counter() - began) * 1000)
-    return min(times[2:]), statistics.median(times[2:])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime)
+    each = [(late - early) * 1000 for early, late in zip(spent[1:], spent[2:], strict=False)]
+    return min(times[2:]), statistics.median(times[2:]), min(each)
 
 
 def main(argv: list[str]) -> int:
@@ -134,13 +139,14 @@ def main(argv: list[str]) -> int:
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", **{
             f"MARS_{name}": str(folder / part) for name, part in (
                 ("DIR", "mars"), ("RUN_DIR", "run"), ("DEV_DIR", "dev"), ("ETC_DIR", "etc"))}}
-        print(f"{options['resources']} resources, {options['hosts']} hosts, {count} links; least and middle ms:")
+        print(f"{options['resources']} resources, {options['hosts']} hosts, {count} links; "
+              "least and middle time, least processor time, ms:")
         with stand_in(folder / "run/marsd.sock", hosts):
-            for words in (["/usr/bin/python3", "-IS", "-c", "pass"], ["/usr/bin/python3", "-IS", pyz, "marsadm", "--version"],
-                          ["/usr/bin/python3", "-IS", pyz, "marsadm", "view", "all"], ["/usr/bin/python3", "-IS", pyz, "mars-status"],
-                          ["/usr/bin/python3", "-IS", pyz, "mars-status", "--json"]):
-                least, middle = measured(words, options["rounds"], environment)
-                print(f"{least:8.1f} {middle:8.1f}  {' '.join(words[2:]).replace(pyz + ' ', '')}", flush=True)
+            for line in ("-c pass", f"{pyz} marsadm --version", f"{pyz} marsadm view all", f"{pyz} mars-status",
+                         f"{pyz} mars-status --json"):
+                words = ["/usr/bin/python3", "-IS", *line.split(" ")]
+                least, middle, spent = measured(words, options["rounds"], environment)
+                print(f"{least:8.1f} {middle:8.1f} {spent:8.1f}  {line.removeprefix(pyz + ' ')}", flush=True)
     finally:
         shutil.rmtree(folder)
     return 0

@@ -1,3 +1,5 @@
-"""Types of `marstree`: the symlinks of a directory."""
+"""Types of `marstree`: the symlinks of directories."""
 
-def links(path: str) -> tuple[list[tuple[str, str | None, int, int]], list[str]]: ...
+Links = list[tuple[str, str | None, int, int]]
+
+def links(paths: list[str], threads: int = 0) -> list[tuple[Links, list[str], int]]: ...

@@ -18,7 +18,7 @@ from marsx.admin.dryrun import DryControl, DryStore
 from marsx.base.config import Paths
 from marsx.base.errors import DaemonDownError, MarsError, NotFoundError, PreconditionError
 from marsx.base.lamport import Lamport
-from marsx.base.messages import printable
+from marsx.base.text import printable
 from marsx.tree.store import Store
 from marsx.tree.view import View
 

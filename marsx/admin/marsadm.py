@@ -18,7 +18,7 @@ from marsx.admin.context import Context, require_cluster, resource_list
 from marsx.admin.table import Command, Phases
 from marsx.base.config import Paths
 from marsx.base.errors import DaemonDownError, MarsError, PartlyFailedError, UsageError
-from marsx.base.messages import printable
+from marsx.base.text import printable
 
 INTERRUPTED = 130
 READER_GONE = 141

@@ -8,7 +8,7 @@ import sys
 from marsx.admin.context import Context, require_cluster, require_resource, resource_list
 from marsx.admin.views.look import Look
 from marsx.base.errors import MarsError, NotFoundError
-from marsx.base.messages import printable
+from marsx.base.text import printable
 
 _OF_HOST = ("alive", "emergency", "rest-space")
 

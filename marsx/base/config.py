@@ -21,8 +21,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import marsx
-from marsx.base import messages
 from marsx.base.errors import MarsError, NotFoundError, PermissionDeniedError, PreconditionError, UsageError
+from marsx.base.text import printable
 from marsx.base.tunables import TUNABLES, Tunable
 
 __all__ = ["TUNABLES", "Paths", "Settings", "Tunable", "parse_value", "self_command"]
@@ -30,8 +30,6 @@ __all__ = ["TUNABLES", "Paths", "Settings", "Tunable", "parse_value", "self_comm
 _ENVIRONMENT = {"mars_dir": "MARS_DIR", "run_dir": "MARS_RUN_DIR", "dev_dir": "MARS_DEV_DIR", "etc_dir": "MARS_ETC_DIR"}
 _FILE_MAX = 64
 _TOML_MAX = 1 << 20
-
-_log = messages.get("base.config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ def parse_value(tunable: Tunable, text: str) -> int:
     word = text.strip()
     digits = word[1:] if word.startswith("-") else word
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
-        raise UsageError(f"{tunable.name}: not an integer: {messages.printable(word[:40])!r}",
+        raise UsageError(f"{tunable.name}: not an integer: {printable(word[:40])!r}",
                          f"write one number from {tunable.low} to {tunable.high}")
     value = int(word)
     if not tunable.low <= value <= tunable.high:
@@ -182,7 +180,7 @@ class Settings:
         try:
             return TUNABLES[name]
         except KeyError:
-            raise NotFoundError(f"unknown tunable: {messages.printable(name[:80])}",
+            raise NotFoundError(f"unknown tunable: {printable(name[:80])}",
                                 "marsadm view-tunables lists them") from None
 
     def _path(self, name: str) -> str:
@@ -225,7 +223,7 @@ class Settings:
             raise PreconditionError(f"{self._paths.config_file}: tunables is not a table", "write [tunables]")
         for name, value in _flatten(table):
             if name not in TUNABLES:
-                self._say(name, f"{self._paths.config_file}: unknown tunable {messages.printable(name[:80])}; not used")
+                self._say(name, f"{self._paths.config_file}: unknown tunable {printable(name[:80])}; not used")
                 continue
             try:
                 text = str(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
@@ -237,4 +235,6 @@ class Settings:
     def _say(self, key: str, text: str) -> None:
         if self._said.get(key) != text:
             self._said[key] = text
-            _log.warning("%s", text)
+            from marsx.base import messages  # late: displays rarely have to say anything
+
+            messages.get("base.config").warning("%s", text)

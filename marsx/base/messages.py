@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from marsx.base.text import printable as printable
+
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 FILE_BYTES_MAX = 4 << 20
 SYSLOG_SOCKET = "/dev/log"
@@ -24,12 +26,6 @@ _installed: list[logging.Handler] = []
 def get(name: str) -> logging.Logger:
     """The logger of one module, named without `marsx.`: get("daemon.worker")."""
     return logging.getLogger(f"marsx.{name}")
-
-
-def printable(text: str, limit: int = 1000) -> str:
-    """`text` without control characters and not longer than `limit`."""
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
-    return shown + ("..." if len(text) > limit else "")
 
 
 class _Formatter(logging.Formatter):

@@ -27,7 +27,7 @@ from marsx.base.errors import (
     UsageError,
     from_exit_code,
 )
-from marsx.base.messages import printable
+from marsx.base.text import printable
 from marsx.daemon import runfile
 from marsx.tree import paths as tree
 

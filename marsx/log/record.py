@@ -162,8 +162,8 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
-from marsx._ext import marssum
 from marsx.base.errors import DamagedError
 from marsx.base.position import NR_MAX, LogPos, is_host_name, log_name
 
@@ -185,6 +185,13 @@ GROUP_FIELDS = struct.Struct("<8sHHI16sQQQQ16sQQQQII72x")
 RECORD_FIELDS = struct.Struct("<BBHIQQQII")
 FILE_FIELDS = struct.Struct("<8sHHIIIQ16sQQQI4xQQ16s16s64s64s64s128s")
 _CRC_AT = 12
+
+
+def _sums() -> Any:
+    """Imported when something is to be summed up: displays only need the numbers of this page."""
+    from marsx._ext import marssum
+
+    return marssum
 
 
 def new_log_id() -> bytes:
@@ -224,7 +231,7 @@ class FileHeader:
     @property
     def digest0(self) -> str:
         """Digest at POS 0."""
-        return marssum.xxh3_128(self.pack()).hex()
+        return _sums().xxh3_128(self.pack()).hex()
 
     @property
     def start(self) -> LogPos:
@@ -245,7 +252,7 @@ class FileHeader:
             self.device_size, self.lamport_ns, self.real_ns, self.block_size, pred.nr if pred else 0,
             pred.pos if pred else 0, bytes.fromhex(self.pred_digest), self.gap_id, self.producer.encode(),
             pred.producer.encode() if pred else b"", self.resource.encode(), self.uuid.encode())
-        struct.pack_into("<I", block, _CRC_AT, marssum.crc32c(block))
+        struct.pack_into("<I", block, _CRC_AT, _sums().crc32c(block))
         return bytes(block)
 
     @classmethod
@@ -306,7 +313,7 @@ def group_digest_before(block: bytes, header: FileHeader, pos: int) -> str | Non
     magic, version, _, stored, log_id, nr, _, at, _, digest, *_ = GROUP_FIELDS.unpack_from(block)
     if magic != GROUP_MAGIC or version != FORMAT_VERSION or (log_id, nr, at) != (header.log_id, header.nr, pos):
         return None
-    if marssum.crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored:
+    if _sums().crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored:
         return None
     return digest.hex()
 
@@ -315,7 +322,7 @@ def group_digest_after(block: bytes, header: FileHeader, pos: int, end: int) -> 
     """Digest at `end` as the group from `pos` to `end` says it: a sound group header of this log, else None."""
     if group_digest_before(block, header, pos) is None or pos + GROUP_FIELDS.unpack_from(block)[8] != end:
         return None
-    return marssum.xxh3_128(block).hex()
+    return _sums().xxh3_128(block).hex()
 
 
 def names_another(block: bytes, header: FileHeader) -> bool:
@@ -339,7 +346,7 @@ def is_rotten(block: bytes) -> bool:
     if len(block) < BLOCK or block[:8] != FILE_MAGIC:
         return True
     stored, = struct.unpack_from("<I", block, _CRC_AT)
-    return marssum.crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored
+    return _sums().crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored
 
 
 def _check_block(block: bytes) -> None:
@@ -349,7 +356,7 @@ def _check_block(block: bytes) -> None:
     if block[:8] != FILE_MAGIC:
         raise DamagedError("not a log: no magic at its beginning", _FETCH_IT)
     stored, = struct.unpack_from("<I", block, _CRC_AT)
-    if marssum.crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored:
+    if _sums().crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4:BLOCK]) != stored:
         raise DamagedError("the CRC of the log's header block is wrong", _FETCH_IT)
     version, blocks = struct.unpack_from("<HH", block, 8)
     if version != FORMAT_VERSION or blocks != 1:

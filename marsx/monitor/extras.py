@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from marsx.base.config import Paths, Settings
-from marsx.base.messages import printable
+from marsx.base.text import printable
 from marsx.base.tunables import TUNABLES
 
 TAIL = 1 << 18

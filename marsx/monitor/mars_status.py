@@ -18,7 +18,7 @@ from marsx import __version__
 from marsx.base.config import Paths
 from marsx.base.errors import MarsError, NotFoundError, UsageError
 from marsx.base.lamport import Lamport
-from marsx.base.messages import printable
+from marsx.base.text import printable
 from marsx.monitor import render, seen
 from marsx.monitor.limits import Limits, parse
 from marsx.monitor.picture import picture

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from marsx.base.errors import MarsError
-from marsx.base.messages import printable
+from marsx.base.text import printable
 from marsx.monitor.layout import fitted, painted
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"

@@ -17,9 +17,9 @@ from typing import Any
 from marsx import __version__
 from marsx.base.config import Paths
 from marsx.base.errors import DamagedError
-from marsx.base.messages import printable
 from marsx.base.mounts import device_number, mounts_of
 from marsx.base.position import LogPos, log_name, parse_log_name
+from marsx.base.text import printable
 from marsx.log.record import BLOCK, GROUP_FIELDS, GROUP_MAGIC
 from marsx.tree.view import View
 

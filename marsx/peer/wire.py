@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from marsx.base.errors import MarsError
-from marsx.base.messages import printable
 from marsx.base.position import NR_MAX, POS_MAX, is_host_name
+from marsx.base.text import printable
 
 PROTO = 1
 MAGIC = b"MX"

@@ -19,7 +19,7 @@ tombstone `.deleted` is a legal value of every entry.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -141,23 +141,51 @@ def is_resource(text: str) -> bool:
     return is_identifier(text)
 
 
-@lru_cache(maxsize=1 << 16)
+NAMES_MAX = 1 << 16
+_names: dict[str, Name | None] = {}  # what has been parsed, at most NAMES_MAX of it
+
+
 def parse(rel: str) -> Name | None:
     """The meaning of a name of an entry or log file; None for everything that is not just one."""
+    try:
+        return _names[rel]
+    except KeyError:
+        name = _parse(rel)
+    if len(_names) >= NAMES_MAX:
+        _names.clear()
+    _names[rel] = name
+    return name
+
+
+def _parse(rel: str) -> Name | None:
     if not rel or len(rel) > REL_MAX or not rel.isascii():
         return None
     head, _, leaf = rel.rpartition("/")
     place = _place(head)
-    if place is None:
-        parts = rel.split("/")
-        return _global(rel, parts) if len(parts) <= DEPTH_MAX and not rel.startswith("resource-") else None
+    if place is not None:
+        return _named(rel, leaf, place)
+    parts = rel.split("/")
+    return _global(rel, parts) if len(parts) <= DEPTH_MAX and not rel.startswith("resource-") else None
+
+
+def _named(rel: str, leaf: str, place: tuple[str, str, str]) -> Name | None:
     what, resource, host = place
     found = _leaf(what, leaf)
-    if found is None:
+    if found is None or len(rel) > REL_MAX:
         return None
     kind, own, key, writer, form, nr = found
-    # Not through the constructor of the class, which takes four times as long: a display makes thousands at each call.
+    # Not through the constructor of the class, which takes four times as long: a display makes thousands.
     return tuple.__new__(Name, (rel, kind, resource, own or host, key, writer, form, nr))
+
+
+def parse_in(directory: str, leaves: Iterable[str]) -> list[Name | None]:
+    """`parse` of all these names in one directory: for displays, which parse the whole tree at each call."""
+    prefix, place = directory + "/" if directory else "", _place(directory)
+    if place is None or len(_names) >= NAMES_MAX:
+        return [parse(prefix + leaf) for leaf in leaves]
+    names = [_named(prefix + leaf, leaf, place) for leaf in leaves]
+    _names.update((name.rel, name) for name in names if name is not None)
+    return names
 
 
 @lru_cache(maxsize=4096)

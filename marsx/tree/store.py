@@ -42,6 +42,8 @@ _MEMBERSHIP = frozenset({"member", "removed", "host-member", "host-removed"})
 _TEMP_AGE_NS = 3600 * 1_000_000_000
 SECOND_NS = 1_000_000_000
 
+Links = list[tuple[str, str | None, int, int]]
+
 
 class Entry(NamedTuple):
     """One entry of the tree, as it stands on disk and travels."""
@@ -331,29 +333,35 @@ class Store:
                 return None
             raise _failure(f"cannot read {path}", err) from err
 
-    def _known_in(self, rel: str) -> Iterator[tuple[Name, Entry]]:
+    def _known_in(self, rel: str) -> list[tuple[Name, Entry]]:
         """Every known entry below a directory, one pass."""
-        todo, parse, settled = [rel], paths.parse, time.time_ns() - SECOND_NS if self.readonly else 0
-        while todo:
-            directory = todo.pop()
-            prefix = directory + "/" if directory else ""
-            try:
-                links, inner = list_links(self._path(directory))
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as err:
-                raise _failure(f"cannot read {self._path(directory)}", err) from err
-            todo += [prefix + name for name in inner if paths.is_directory(prefix + name)]
-            for leaf, value, stamp, changed in links:
-                name = parse(prefix + leaf)
-                if name is None or not name.propagated:
+        found: list[tuple[Name, Entry]] = []
+        settled, is_propagated = time.time_ns() - SECOND_NS, paths.PROPAGATED.__contains__
+        for directory, links in self._listed(rel):
+            names = paths.parse_in(directory, [link[0] for link in links])
+            for name, (_, value, stamp, changed) in zip(names, links, strict=True):
+                if name is None or not is_propagated(name.writer):
                     continue
                 # A link that was made before `settled` has not changed under our eyes, so value and stamp are of one
                 # link without looking twice: good for displays, which are started often.
-                if value is not None and changed < settled:
-                    yield name, tuple.__new__(Entry, (name.rel, value, stamp))
+                if self.readonly and value is not None and changed < settled:
+                    found.append((name, tuple.__new__(Entry, (name.rel, value, stamp))))
                 elif (entry := self._read(name.rel)) is not None:
-                    yield name, entry
+                    found.append((name, entry))
+        return found
+
+    def _listed(self, rel: str) -> Iterator[tuple[str, Links]]:
+        """(directory, its links) of a directory and those below it, all of one depth read at once."""
+        level = [rel]
+        while level:
+            below: list[str] = []
+            for directory, (links, inner, error) in zip(level, list_links([*map(self._path, level)]), strict=True):
+                if error and error not in (errno.ENOENT, errno.ENOTDIR):
+                    raise _failure(f"cannot read {self._path(directory)}", OSError(error, os.strerror(error)))
+                prefix = directory + "/" if directory else ""
+                below += [prefix + name for name in inner if paths.is_directory(prefix + name)]
+                yield directory, links
+            level = below
 
     def _scan(self, rel: str) -> dict[str, Entry]:
         """Name -> entry, of all below a directory."""

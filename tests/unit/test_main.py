@@ -113,3 +113,27 @@ def test_no_program_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["mars.pyz", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in door.PROGRAMS)
+
+
+@pytest.mark.parametrize("words", [["marsadm", "view", "all"], ["mars-status"]])
+def test_a_display_loads_little(words: list[str]) -> None:
+    """What costs more than it does for a display is left alone: it is started often."""
+    heavy = {"ast", "tokenize", "logging", "asyncio", "subprocess", "marsx._ext.marssum", "marsx.peer", "marsx.daemon"}
+    code = (f"import sys; from marsx import __main__ as door; door.main(['x', *{words!r}, '--mars-dir=/nowhere']); "
+            "print(*sys.modules)")
+    done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(TOP)!r}); {code}"],
+                          capture_output=True, text=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert "marsx.tree.store" in loaded and not heavy & loaded, done.stderr
+
+
+def test_inspect_is_there_when_it_is_asked_for() -> None:
+    """The stand-in has the constants of the real one, and gives way to it."""
+    code = ("import sys; from marsx import __main__ as door; door.spare_inspect(); import inspect as stub; "
+            "from marsx._ext import marstree; assert 'ast' not in sys.modules; "
+            "assert str(stub.signature(lambda a, b: 0)) == '(a, b)' and 'ast' in sys.modules; "
+            "import inspect as real; assert real is not stub and real.getsource(door.main); "
+            "assert {name: getattr(real, name) for name in door.INSPECT} == door.INSPECT; "
+            "door.spare_inspect(); assert sys.modules['inspect'] is real")
+    subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(TOP)!r}); {code}"], check=True,
+                   timeout=60)

@@ -16,7 +16,7 @@ from marsx.admin.macro import numbers
 from marsx.admin.macro.evaluator import DEPTH_MAX, SIZE_MAX, Env, Function, Functions, Leave, LimitError
 from marsx.admin.macro.numbers import Number, is_true, number, whole, write
 from marsx.base.errors import MarsError, UsageError
-from marsx.base.messages import printable
+from marsx.base.text import printable
 
 Args = tuple[str, ...]
 MANY = 1000
