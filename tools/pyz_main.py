@@ -95,8 +95,8 @@ def start():
     sys.path[0] = site
     import marsx
     marsx.archive = archive
-    from marsx.__main__ import main
-    sys.exit(main())
+    from marsx.__main__ import run
+    run()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,10 @@ class Call:
 
 
 def parse(argv: Sequence[str]) -> Call:
-    """Parse the command line, or raise UsageError naming the first thing that is not understood."""
+    """Parse the command line, or raise UsageError naming the first thing that is not understood. What has no options
+    needs no docopt, which takes longer than a view of one resource."""
+    if argv and not any(word.startswith("-") for word in argv):
+        return _forced(argv[0], tuple(argv[1:]), Options())
     rest, peer_ips = _take_peer_ips(argv)
     rest, levels = _take_levels(rest)
     _refuse_unknown(rest)

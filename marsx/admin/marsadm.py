@@ -6,6 +6,7 @@ class, 7 when several resources were asked for and only some failed. What failed
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Generator, Sequence
@@ -63,6 +64,7 @@ def commands_for(name: str) -> dict[str, Command]:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line (without the program's name); the exit status."""
+    gc.set_threshold(100_000)  # few cycles are made; to look for them again and again takes a tenth of a large view
     try:
         return _run(argv)
     except MarsError as error:

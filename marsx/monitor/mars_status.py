@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,7 +110,15 @@ def _unknown(error: MarsError, for_nagios: bool) -> int:
     return UNKNOWN
 
 
+def defaults() -> Options:
+    """What docopt says where no option is given."""
+    found = re.findall(r"^  (?:-., )?(--[a-z-]+)(=?)(?:.*\[default: (.*)\])?", USAGE, re.MULTILINE)
+    return {name: default or (None if takes_value else False) for name, takes_value, default in found}
+
+
 def _options(argv: Sequence[str]) -> Options:
+    if not argv:
+        return defaults()
     from docopt import DocoptExit, docopt
 
     known = [word.rstrip(",").partition("=")[0] for word in USAGE.split() if word.startswith("-")]

@@ -137,3 +137,13 @@ def test_inspect_is_there_when_it_is_asked_for() -> None:
             "door.spare_inspect(); assert sys.modules['inspect'] is real")
     subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(TOP)!r}); {code}"], check=True,
                    timeout=60)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_the_end_runs_what_was_to_be_run(threads: bool) -> None:
+    """Status, output and exit functions are those of an ordinary end, with threads and without."""
+    code = (f"import atexit, sys; sys.path.insert(0, {str(TOP)!r}); from marsx import __main__ as door; "
+            f"{'import threading; ' if threads else ''}atexit.register(print, 'left'); "
+            "sys.argv = ['mars', 'nothing']; door.run()")
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == "left\n" and "unknown program 'nothing'" in done.stderr

@@ -20,7 +20,7 @@ from tools import mkpyz
 
 TOP = Path(__file__).resolve().parents[2]
 NOBODY = 65534
-PROGRAM = "import sys, os, marsx\ndef main():\n    print('hello', os.path.dirname(marsx.__file__), marsx.archive)\n"
+PROGRAM = "import sys, os, marsx\ndef run():\n    print('hello', os.path.dirname(marsx.__file__), marsx.archive)\n"
 
 # An interpreter that every user may start; a pyenv below /root is not one.
 SHARED_PYTHON = "/usr/bin/python3"
@@ -83,7 +83,7 @@ def plant(cache: Path, build: str, owner: int) -> None:
     site = cache / build / "marsx"
     site.mkdir(parents=True)
     (site / "__init__.py").write_text("archive = None\n")
-    (site / "__main__.py").write_text("def main():\n    print('PLANTED')\n")
+    (site / "__main__.py").write_text("def run():\n    print('PLANTED')\n")
     for path in [cache, *cache.rglob("*")]:
         os.chown(path, owner, owner)
 
@@ -94,7 +94,7 @@ def test_first_and_second_run(pyz: Path, room: Path) -> None:
     first = start(pyz, cache, os.geteuid())
     site = cache / build_of(pyz)
     assert first.stdout == f"hello {site}/marsx {pyz}\n", first.stderr
-    (site / "marsx/__main__.py").write_text("def main():\n    print('second')\n")
+    (site / "marsx/__main__.py").write_text("def run():\n    print('second')\n")
     assert start(pyz, cache, os.geteuid()).stdout == "second\n"
 
 

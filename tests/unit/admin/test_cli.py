@@ -18,6 +18,13 @@ def test_options_stand_anywhere() -> None:
     assert call.options.dirs == {"mars_dir": "/x"}
 
 
+@pytest.mark.parametrize("words", [["view"], ["view", "all"], ["force-primary", "data"], ["set-link", "1", "x"]])
+def test_plain_words_mean_what_docopt_says(words: list[str]) -> None:
+    """What is read without docopt is read as docopt does."""
+    assert cli.parse(words) == cli.parse([*words, "--timeout=600"])
+    assert cli.Options() == cli.parse(["--window=60"]).options
+
+
 def test_address_of_a_peer() -> None:
     """--ip-HOST has an open name, with dashes in it too."""
     call = cli.parse(["join-cluster", "my-host", "--ip-my-host=10.0.0.9", "--token=T"])

@@ -7,6 +7,7 @@ import socket
 import threading
 from pathlib import Path
 
+import docopt
 import pytest
 
 from marsx.base.position import LogPos
@@ -213,3 +214,8 @@ def test_completion_knows_all_options() -> None:
     options = {word.strip(",").partition("=")[0] for word in mars_status.USAGE.split() if word.startswith("--")}
     missing = [option for option in sorted(options) if not option.endswith("-dir") and option not in part]
     assert missing == []
+
+
+def test_defaults_are_those_of_docopt() -> None:
+    """What counts without any option needs no docopt."""
+    assert mars_status.defaults() == dict(docopt.docopt(mars_status.USAGE, [], default_help=False))
