@@ -2,15 +2,20 @@
 
 Runs under the machine's own python (3.11 or newer), standard library only. System packages are installed only when
 what they provide is missing, with apt and as root; otherwise it says what to install. What is there is left alone.
+
+Some packages are wanted, not needed: what cannot be had costs one line here, and the tests that use it say so when they
+are skipped. Some of them bring services, which are neither started nor enabled: nothing listens that did not before.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -38,6 +43,18 @@ NEEDED = {
     "losetup": "mount",
     "groff": "groff-base",
 }
+
+
+# The same for what only some tests use: any of these programs, and the package that brings it.
+WANTED = {
+    ("promtool",): "prometheus",
+    ("zabbix_agentd",): "zabbix-agent",
+    ("chromium-headless-shell", "chromium"): "chromium-headless-shell",
+    ("curl",): "curl",
+}
+SERVICES = ("prometheus", "zabbix-agent")
+POLICY = Path("/usr/sbin/policy-rc.d")
+WANTED_TIMEOUT_S = 600
 
 
 def fail(text: str, hint: str) -> NoReturn:
@@ -89,6 +106,49 @@ def install_packages(packages: list[str]) -> None:
             fail(f"could not install {' '.join(packages)}", "see what apt-get says above")
 
 
+def install_wanted() -> None:
+    """What some tests want, each by itself: one that cannot be had does not keep the others away."""
+    packages = [package for programs, package in WANTED.items() if not any(map(is_there, programs))]
+    if packages and (os.geteuid() != 0 or not is_there("apt-get")):
+        print(f"deps: some tests will be skipped without {' '.join(packages)} (names of Debian)", flush=True)
+        return
+    for package in packages:
+        with no_services(package):
+            why = apt_get(package)
+        print(f"deps: {package}: {why or 'installed'}" + (", some tests will be skipped" if why else ""), flush=True)
+
+
+def apt_get(package: str) -> str:
+    """Install quietly; why not, or ""."""
+    words = ["apt-get", "install", "-y", "-q", "--no-install-recommends", package]
+    try:
+        done = subprocess.run(words, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=WANTED_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"not installed ({type(error).__name__})"
+    said = [line for line in done.stdout.splitlines() if line.startswith("E: ")] or done.stdout.splitlines()[-1:]
+    return f"not installed ({said[0].removeprefix('E: ') if said else 'no reason given'})" if done.returncode else ""
+
+
+@contextlib.contextmanager
+def no_services(package: str) -> Iterator[None]:
+    """Services that come meanwhile are not started, and are not enabled for the next boot. A policy that the machine
+    has already is left as it is: it may know better, and it is asked before ours would be."""
+    is_ours = package in SERVICES and not POLICY.exists()
+    if is_ours:
+        POLICY.write_text("#!/bin/sh\nexit 101\n")
+        POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        if is_ours:
+            POLICY.unlink(missing_ok=True)
+        if package in SERVICES:
+            for words in (["systemctl", "disable", "--now", package], ["update-rc.d", package, "disable"]):
+                with contextlib.suppress(OSError):
+                    subprocess.run(words, capture_output=True, timeout=60)
+
+
 def make_venv() -> None:
     """.venv with this python; one that does not work (its interpreter is gone) is made anew."""
     if works(PYTHON, "import pip"):
@@ -125,6 +185,7 @@ def main() -> None:
     packages = missing_packages()
     if packages:
         install_packages(packages)
+    install_wanted()
     make_venv()
     install_tools()
 

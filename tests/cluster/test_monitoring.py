@@ -238,6 +238,8 @@ def card_of(dom: str, host: str) -> str:
 def test_page_and_metrics(cluster, tmp_path):
     """A browser sees a running sync move, a dead peer and a split brain; promtool likes what is served; nothing is
     served before it is asked for, and nothing beyond loopback."""
+    if not shutil.which("curl"):
+        pytest.skip("curl is not there (Debian: curl)")
     hosts = cluster("a", "b", "c", data_size=64 * MIB)
     a, b, c = hosts
     browser = Browser(b, tmp_path)
