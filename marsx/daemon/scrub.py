@@ -2,12 +2,21 @@
 
 It begins only where a verify may run, goes no further while a sync runs on this host or the replica is behind, and lets
 go at once when people ask for a verify. What it found stays to be read: a replica that differs is not scrubbed again
-before somebody has verified it, with --repair or without.
+before somebody has verified it, with --repair or without, or a full sync has healed it.
+
+A round goes on where it was interrupted, also by the end of marsd (`Place`). Invariant: everything before the place was
+compared in this round and found equal, so it never moves beyond the first difference; it is not made durable, because
+an older one only costs time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from marsx.base import messages
@@ -15,6 +24,7 @@ from marsx.base.errors import MarsError, PreconditionError
 from marsx.base.position import LogPos
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.verify import VerifyRun, Wanted
+from marsx.peer.verify import Progress
 from marsx.tree import paths
 from marsx.tree.view import View
 
@@ -27,6 +37,53 @@ AGAIN_S = 60.0
 BEHIND = 16 << 20
 # As good as none; the rate is asked for again twice a second.
 WAITS_KB = 1
+SAVE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round compares with what: one with other values begins at 0."""
+
+    size: int
+    source: str
+    syncpos: str
+
+
+class Place:
+    """How far the round is, in a file beside the logs."""
+
+    def __init__(self, directory: str) -> None:
+        self._path = os.path.join(directory, ".scrub")
+        self._saved = -1
+
+    def load(self, wanted: Round) -> int:
+        """Where to go on; 0 when what is noted is of another round, or no sense can be made of it."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                found = json.load(file)
+            done = found.pop("done")
+            sound = type(done) is int and 0 <= done < wanted.size and found == asdict(wanted)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return 0
+        return done if sound else 0
+
+    def save(self, of: Round, done: int) -> None:
+        """Everything before `done` was equal in this round. Blocks."""
+        if done == self._saved:
+            return
+        temp = f"{self._path}.new"
+        with contextlib.suppress(OSError):  # a round that begins again only costs time
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump({"done": done, **asdict(of)}, file)
+            os.replace(temp, self._path)
+            self._saved = done
+
+    def drop(self) -> None:
+        """The round has ended."""
+        self._saved = -1
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
 
 
 class Scrub:
@@ -36,6 +93,7 @@ class Scrub:
         self._runner = runner
         self._task: asyncio.Task[None] | None = None
         self._not_before = 0.0
+        self._equal = 0
 
     @property
     def running(self) -> bool:
@@ -61,15 +119,47 @@ class Scrub:
         async def tell(told: dict[str, Any]) -> None:
             """Everything is in the tree."""
 
+        resource, site = self._runner.resource, self._runner.site
+        place, of = Place(self._runner.directory()), self._round()
+        self._equal = await site.blocking(place.load, of)
+        run = VerifyRun(self._runner, Wanted(resource), tell, self._rate, self._equal, self._note)
         try:
-            result = await VerifyRun(self._runner, Wanted(self._runner.resource), tell, self._rate).run()
+            async with self._saving(place, of):
+                result = await run.run()
         except PreconditionError:
             return  # no time for it
         except (MarsError, OSError) as error:
-            LOG.info("%s: the scrub ended early: %s", self._runner.resource, error)
+            LOG.info("%s: the scrub ended early: %s", resource, error)
             return
+        await site.blocking(place.drop)
         if result["differs"]:
-            LOG.info("%s: the scrub found %d bytes that differ", self._runner.resource, result["differs"])
+            LOG.info("%s: the scrub found %d bytes that differ", resource, result["differs"])
+
+    def _round(self) -> Round:
+        site, resource = self._runner.site, self._runner.resource
+        view = site.view()
+        return Round(view.size(resource), view.designated(resource),
+                     site.store.get(paths.syncpos(resource, site.host)))
+
+    def _note(self, progress: Progress) -> None:
+        self._equal = progress.equal
+
+    @contextlib.asynccontextmanager
+    async def _saving(self, place: Place, of: Round) -> AsyncIterator[None]:
+        """The place is saved now and then."""
+        site = self._runner.site
+
+        async def body() -> None:
+            while True:
+                await asyncio.sleep(SAVE_S)
+                await site.blocking(place.save, of, self._equal)
+        task = asyncio.create_task(body(), name="scrub-place")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            await site.blocking(place.save, of, self._equal)
 
     def _rate(self) -> int:
         """KiB/s at this moment."""

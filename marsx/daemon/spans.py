@@ -349,6 +349,11 @@ class DiskSpans:
         self._regions = None
         regions.drop(self._regions_file)
 
+    @property
+    def compares_all(self) -> bool:
+        """A run that begins now looks at all of the device."""
+        return self._resume.offset == 0 and self._regions is None
+
     def due(self, offset: int, length: int) -> list[tuple[int, int]]:
         """What of a span has to be compared: where a gap was crossed only the regions that changed (rule 27)."""
         return [(offset, length)] if self._regions is None else self._regions.due(offset, length)

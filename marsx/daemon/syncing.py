@@ -70,6 +70,9 @@ class Syncing:
         link, _ = await self.site.dial(host, "sync")
         try:
             self.site.say(self.resource, "inf-sync", f"syncing '{self.resource}' from {host}")
+            if sink.compares_all:
+                # Whatever a verify has found is healed by that; a later one has to say so.
+                self.site.store.delete(paths.actual(self.resource, self.site.host, "verify-state"))
             settings = self.site.settings
             await sync_resource(
                 link,

@@ -177,8 +177,10 @@ class VerifyRun:
     """One verify of the replica on this host. `tell` gets `{"differs": ranges}`, `{"done", "size", ...}` and at the
     end nothing: the result is what `run` returns."""
 
-    def __init__(self, runner: Runner, wanted: Wanted, tell: Tell, rate: Callable[[], int] | None = None) -> None:
-        """`rate`: KiB/s at each moment, instead of that of `wanted`."""
+    def __init__(self, runner: Runner, wanted: Wanted, tell: Tell, rate: Callable[[], int] | None = None,
+                 start: int = 0, note: Callable[[Progress], None] = lambda progress: None) -> None:
+        """`rate`: KiB/s at each moment, instead of that of `wanted`. `start`: everything before is known to be equal.
+        `note` is told how far it is."""
         self._runner = runner
         self._site = runner.site
         self._wanted = wanted
@@ -187,7 +189,9 @@ class VerifyRun:
         self._batch: Ranges = []
         self._size = 0
         self._differs = self._repaired = 0
-        self._seen = Progress(0)
+        self._start = start
+        self._note = note
+        self._seen = Progress(0, start)
         self._told = 0.0
 
     async def run(self) -> dict[str, Any]:
@@ -260,7 +264,7 @@ class VerifyRun:
                 link, self._wanted.resource, self._spans(consumer, "verify"), self._found,
                 executor=self._site.executor, rate_kb=self._rate, progress=self._progress,
                 answer_timeout=float(settings.get("copy_timeout")), fly=settings.get("sync_fly"),
-                kind=KINDS[settings.get("sync_digest")])
+                kind=KINDS[settings.get("sync_digest")], start=self._start)
         self._size, self._differs = progress.size, progress.differs
         await self._repair(consumer, self._batch)
         await self._say_progress()
@@ -280,6 +284,7 @@ class VerifyRun:
 
     def _progress(self, progress: Progress) -> None:
         self._seen = progress
+        self._note(progress)
         self._size, self._differs = progress.size, progress.differs
         now = time.monotonic()
         if now - self._told >= REPORT_S:

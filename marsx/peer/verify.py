@@ -94,19 +94,24 @@ class VerifySink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is, in bytes. `done`: contiguous from 0; `differs`: so far; `again`: blocks asked about again."""
+    """How far a run is, in bytes. `done`: contiguous, from 0 (a run that begins behind it counts what lies before);
+    `equal`: of that, what lies before the first difference; `differs`: so far; `again`: blocks asked about again."""
 
     size: int
     done: int = 0
+    equal: int = 0
     differs: int = 0
     again: int = 0
 
 
 class Merge:
-    """What differs in each unit, given out in the order of the units, neighbours merged."""
+    """What differs in each unit, given out in the order of the units, neighbours merged. `equal`: bytes of all units
+    before the first that differs somewhere."""
 
     def __init__(self) -> None:
         self.next = 0
+        self.equal = 0
+        self._all_equal = True
         self._later: dict[int, tuple[Ranges, Ranges]] = {}
         self._last: tuple[int, int] | None = None
 
@@ -119,6 +124,8 @@ class Merge:
             unit, differs = self._later.pop(self.next)
             self.next += 1
             done += syncparts.total_of(unit)
+            self._all_equal = self._all_equal and not differs
+            self.equal += syncparts.total_of(unit) if self._all_equal else 0
             for one in differs:
                 self._take(one, final)
             if self._last is not None and sum(self._last) < sum(unit[-1]):
@@ -138,9 +145,9 @@ class Merge:
         return [last] if last is not None else []
 
 
-def whole_units(size: int, span: int) -> Iterator[Ranges]:
-    """A device, span by span."""
-    for offset in range(0, size, span):
+def whole_units(size: int, span: int, start: int = 0) -> Iterator[Ranges]:
+    """A device from `start` on, span by span."""
+    for offset in range(start, size, span):
         yield [(offset, min(span, size - offset))]
 
 
@@ -206,15 +213,16 @@ async def verify_resource(link: Link, resource: str, sink: VerifySink, found: Fo
                           executor: concurrent.futures.Executor | None = None, ranges: Ranges | None = None,
                           rate_kb: Callable[[], int] = lambda: 0, progress: Callable[[Progress], None] | None = None,
                           answer_timeout: float = 180.0, shape: Shape | None = None, fly: int = 8,
-                          kind: str = "xxh3") -> Progress:
-    """Compare all of the device, or just `ranges` (ascending). What differs goes to `found`, in order, merged.
+                          kind: str = "xxh3", start: int = 0) -> Progress:
+    """Compare all of the device, or what lies behind `start`, or just `ranges` (ascending). What differs goes to
+    `found`, in order, merged.
 
     Returns when all is decided. Cancel it to stop. Raises PeerError, MarsError (replay does not get on, the log is not
     sound) or what the sink raised. `rate_kb`: KiB/s to compare at most, 0 = no limit. The link is for one run; the
     caller closes it, but for a run that ends with questions open."""
     run = Verify(link, sink, found, executor, shape or Shape(), fly, kind)
     run.tell, run.answer_timeout, run.bucket = progress, answer_timeout, Bucket(rate_kb)
-    return await run.run(resource, ranges)
+    return await run.run(resource, ranges, start)
 
 
 class Verify(Asking):
@@ -239,11 +247,15 @@ class Verify(Asking):
         self._one_still = asyncio.Lock()
         self._in_order = asyncio.Lock()
 
-    async def run(self, resource: str, ranges: Ranges | None) -> Progress:
+    async def run(self, resource: str, ranges: Ranges | None, start: int = 0) -> Progress:
         """See verify_resource."""
         size, span = await self._open(resource), self._shape.span
-        self._progress = Progress(size if ranges is None else syncparts.total_of(ranges))
-        units = whole_units(size, span) if ranges is None else small_units(ranges, span)
+        if ranges is None:
+            start = min(start, size) // self._shape.chunk * self._shape.chunk
+            self._progress, units = Progress(size, start, start), whole_units(size, span, start)
+            self._merge.equal = start
+        else:
+            self._progress, units = Progress(syncparts.total_of(ranges)), small_units(ranges, span)
         try:
             await in_group(lambda tasks: self._all(units, tasks))
         finally:
@@ -287,7 +299,7 @@ class Verify(Asking):
         async with self._in_order:
             done, final = self._merge.add(number, unit, differs)
             await self._give(final)
-            self._report(done=self._progress.done + done)
+            self._report(done=self._progress.done + done, equal=self._merge.equal)
         self._pace.leave(syncparts.total_of(unit))
         self._slots.release()
 

@@ -110,23 +110,30 @@ def test_goes_round_until_interrupted_and_survives_its_worker(pair):
 
 def test_scrub_goes_by_itself_and_lets_people_first(pair):
     """verify_scrub_kb: damage is found and told in the tree without a command; who asks for a verify meanwhile gets
-    it; a replica that differs is left as it is until it is repaired."""
+    it; a round goes on where its worker died; a replica that differs is left as it is until it is repaired, or healed
+    by a full sync, which takes back what was found."""
     hosts = pair(data_size=32 * MIB)
     a, b = hosts
     scenario.wait_equal(a, b, "data")
     rate = b.path("/run/mars/sys/verify_scrub_kb")
     assert rate.read_text().strip() == "0" and not fact(b, "state")
     rate.write_text("500\n")
-    b.wait(lambda: fact(b, "state") == "running", what="the scrub to begin")
+    b.wait(lambda: int(fact(b, "pos") or 0) >= 4 * MIB, what="the scrub to begin")
     damage(b, 40)
     assert verify(b)[:2] == (1, [(40 * 4096, 4096)])
     assert "4096 bytes differ from a" in _status(b)
     assert verify(b, "--repair")[0] == 1
     assert fact(b, "state") == "repaired"
-    damage(b, 50)
-    b.kill9_worker()  # a new worker begins the next round at once
-    b.wait(lambda: fact(b, "state") == "running", 90, "the scrub to begin again")
+    damage(b, 7000)
+    b.kill9_worker()  # a new worker goes on with the round at once
+    b.wait(lambda: fact(b, "state") == "running", 90, "the scrub to go on")
+    assert int(fact(b, "pos")) >= 4 * MIB
     rate.write_text("200000\n")
     b.wait(lambda: fact(b, "state") == "differs", 90, "the scrub to find the damage")
     assert fact(b, "differs") == "4096"
+    b.run("marsadm invalidate data")
+    scenario.wait_equal(a, b, "data")
+    assert not fact(b, "state")
+    b.kill9_worker()
+    b.wait(lambda: fact(b, "state") == "equal", 90, "the next round")
     scenario.wait_caught_up(a, b, "data")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from marsx.base.position import LogPos
-from marsx.daemon.scrub import BEHIND, WAITS_KB, Scrub
+from marsx.daemon.scrub import BEHIND, WAITS_KB, Place, Round, Scrub
 
 AT = LogPos(3, "a", 1 << 30)
 
@@ -63,3 +63,37 @@ def test_it_waits_for_a_sync_of_any_resource():
     one = scrub()
     one._runner.site.view().syncing = "1"
     assert one._rate() == WAITS_KB
+
+
+HERE = Round(1 << 30, "a", "log-000000001-a,4096,0," + "0" * 32)
+
+
+def test_a_round_goes_on_where_it_was(tmp_path):
+    place = Place(str(tmp_path))
+    assert place.load(HERE) == 0
+    place.save(HERE, 8 << 20)
+    assert Place(str(tmp_path)).load(HERE) == 8 << 20
+    place.drop()
+    assert place.load(HERE) == 0
+    place.save(HERE, 8 << 20)
+    assert place.load(HERE) == 8 << 20, "also behind the end of a round at the same place"
+
+
+@pytest.mark.parametrize("other", [Round(1 << 29, HERE.source, HERE.syncpos), Round(HERE.size, "c", HERE.syncpos),
+                                   Round(HERE.size, HERE.source, "")])
+def test_another_round_begins_at_0(tmp_path, other):
+    """Nothing that was not read counts as read."""
+    Place(str(tmp_path)).save(HERE, 8 << 20)
+    assert Place(str(tmp_path)).load(other) == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"done": 5}', '{"size": 1}', "\udcff"])
+def test_a_place_without_sense_is_0(tmp_path, text):
+    (tmp_path / ".scrub").write_text(text, errors="surrogateescape")
+    assert Place(str(tmp_path)).load(HERE) == 0
+
+
+@pytest.mark.parametrize("done", [-4096, 1 << 30, 1.5, True, "7", None])
+def test_a_place_outside_of_the_device_is_0(tmp_path, done):
+    Place(str(tmp_path)).save(HERE, done)
+    assert Place(str(tmp_path)).load(HERE) == 0

@@ -258,3 +258,21 @@ def test_a_bucket_keeps_its_rate(run, peers):
 def test_shape_of_the_digests():
     """The arithmetic of the goals: 16 bytes for 64 KiB are 0.024 % of equal data; the shape must stay that coarse."""
     assert 16 / Shape().chunk < 0.0005 and Shape().block == 4096
+
+
+def test_a_run_that_begins_behind_0_looks_at_the_rest_alone(run, peers):
+    data = random.Random(5).randbytes(12 * MIB)
+    mine = changed(data, [3, 2500], random.Random(6))
+    source = Source(bytearray(data))
+    found, progress, _ = run(verified(peers, source, Sink(mine), start=4 * MIB + 5000))
+    assert found == [(2500 * 4096, 4096)] and min(offset for offset, _ in source.reads) == 4 * MIB
+    assert (progress.done, progress.equal, progress.differs) == (12 * MIB, 8 * MIB, 4096)
+
+
+@pytest.mark.parametrize("block", [1023, 1024, 2047])
+def test_what_counts_as_equal_ends_before_the_first_difference(run, peers, block):
+    """Also while a difference at the end of a span still waits for its neighbour."""
+    data = random.Random(5).randbytes(12 * MIB)
+    told = []
+    run(verified(peers, Source(bytearray(data)), Sink(changed(data, [block], random.Random(6))), progress=told.append))
+    assert max(one.equal for one in told) == block // 1024 * 4 * MIB and told[-1].done == 12 * MIB
