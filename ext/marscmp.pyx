@@ -46,6 +46,7 @@ cdef extern from "xxh3.h" nogil:
 cdef enum:
     DIGEST = 16
     PAGE = 4096
+    KEPT = 16               # buffers that a pool holds for their next use
     END_OF_DEVICE = -1      # beside the numbers of errno, which are positive
     SAME = 0                # what two digests say about a block
     DATA = 1                # differs, and the other side has data
@@ -58,20 +59,29 @@ KINDS = ("xxh3", "sha256", "blake2b")
 
 # ---- memory
 
+cdef class BufferPool
+
+
 cdef class AlignedBuffer:
-    """Page aligned memory for O_DIRECT: present, zero at first, writable, reusable, of constant size.
+    """Page aligned memory for O_DIRECT: present, zero at first (but from a pool), writable, reusable, of constant size.
 
     A child made by fork does not get it: a page shared with a child while the device writes into it would be lost.
     """
     cdef char *_start
     cdef Py_ssize_t _size
     cdef size_t _mapped
+    cdef BufferPool _pool       # where the memory goes back to
 
-    def __cinit__(self, Py_ssize_t size):
+    def __cinit__(self, Py_ssize_t size, BufferPool pool=None):
         cdef void *start
         if size <= 0 or size > (<Py_ssize_t>1 << 40):
             raise ValueError(f"a buffer of {size} bytes cannot be made")
         self._mapped = (<size_t>size + PAGE - 1) & ~<size_t>(PAGE - 1)
+        self._pool = pool
+        if pool is not None and pool.kept:
+            pool.kept -= 1
+            self._start, self._size = pool.memory[pool.kept], size
+            return
         start = mmap(NULL, self._mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
         if start == MAP_FAILED:
             raise MemoryError()
@@ -82,7 +92,11 @@ cdef class AlignedBuffer:
 
     def __dealloc__(self):
         if self._start != NULL:
-            munmap(self._start, self._mapped)
+            if self._pool is not None and self._pool.kept < KEPT:
+                self._pool.memory[self._pool.kept] = self._start
+                self._pool.kept += 1
+            else:
+                munmap(self._start, self._mapped)
 
     def __len__(self):
         return self._size
@@ -94,6 +108,36 @@ cdef class AlignedBuffer:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self._start, self._size, 0, flags)
+
+
+cdef class BufferPool:
+    """Buffers of one size whose memory is used again when nobody refers to them any more: what a new one holds is
+    anything. Used under the GIL alone; at most KEPT wait for their next use, none when the pool is gone."""
+    cdef char *memory[KEPT]
+    cdef int kept
+    cdef readonly Py_ssize_t size
+
+    def __cinit__(self, Py_ssize_t size):
+        self.size = size
+
+    def __dealloc__(self):
+        while self.kept:        # each buffer refers to its pool, so none is out any more
+            self.kept -= 1
+            munmap(self.memory[self.kept], (<size_t>self.size + PAGE - 1) & ~<size_t>(PAGE - 1))
+
+    def take(self):
+        """A buffer."""
+        return AlignedBuffer(self.size, self)
+
+
+def is_aligned(buf):
+    """True if buf begins at a page, as O_DIRECT wants it."""
+    cdef Py_buffer view
+    cdef bint result
+    PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
+    result = <size_t>view.buf % PAGE == 0
+    PyBuffer_Release(&view)
+    return bool(result)
 
 
 # ---- digests

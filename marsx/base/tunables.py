@@ -62,7 +62,7 @@ _TABLE = (
     Tunable("sync_limit", 0, "resources", 0, 10_000, "how many resources sync at once here; 0 = no limit"),
     Tunable("sync_flip_interval_sec", 60, "s", 0, 10**6,
             "with a limit: after this time a sync lets a waiting one go; < 8 = never"),
-    Tunable("sync_fly", 32, "spans", 1, 256, "spans asked for at once"),
+    Tunable("sync_fly", 64, "spans", 1, 256, "spans asked for at once"),
     Tunable("sync_digest", 0, "", 0, 2,
             "digests of sync and verify: 0 = XXH3-128, 1 = SHA-256, 2 = BLAKE2b (40 times slower)"),
     Tunable("copy_timeout", 180, "s", 1, 10**6, "a span not answered by then: connect again"),

@@ -21,7 +21,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +223,10 @@ class Link(asyncio.BufferedProtocol):
     def set_limits(self, *, max_header: int = wire.MAX_HEADER, max_body: int = wire.MAX_BODY) -> None:
         """How large the frames of the peer may be from now on."""
         self._decoder.set_limits(max_header=max_header, max_body=max_body)
+
+    def bodies_in(self, room: Callable[[int, int], memoryview]) -> None:
+        """`room(length of the header, of the body)` gives the memory of each frame that comes from now on."""
+        self._decoder.room = room
 
     def tune(self, tcp: Tcp) -> None:
         """The options of this class of connections, from now on."""

@@ -1,6 +1,6 @@
 """What sync and verify are made of at run time: spans in memory and on devices.
 
-The one importer of `marsx._ext.marscmp`. A buffer of `Buffers` belongs to one call in the executor at a time.
+The one importer of `marsx._ext.marscmp`.
 """
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from collections.abc import AsyncIterator
 from marsx._ext.marscmp import (
     KINDS,
     AlignedBuffer,
+    BufferPool,
     compare,
     differ,
     differ_split,
     digests,
+    is_aligned,
     read_span,
     touched,
     write_span,
     zero_span,
 )
 
-__all__ = ["KINDS", "AlignedBuffer", "Buffers", "compare", "differ", "differ_split", "digests", "read_span", "touched",
-           "write_span", "zero_span"]
+__all__ = ["KINDS", "AlignedBuffer", "BufferPool", "Buffers", "compare", "differ", "differ_split", "digests",
+           "is_aligned", "read_span", "touched", "write_span", "zero_span", "BodyRoom"]
 
 # What is small never waits for the large reads: a span that differs somewhere goes on while others are compared.
 LARGE, SMALL = 4, 12
 SMALL_SIZE = 1024 * 1024
+PAGE = 4096
 
 
 class Buffers:
@@ -39,20 +42,36 @@ class Buffers:
 
     @contextlib.asynccontextmanager
     async def one(self, amount: int) -> AsyncIterator[memoryview]:
-        """For the time of one call in the executor: at least `amount` bytes (but never more than a large one has)."""
-        pool = next((pool for pool in self._pools if pool.size >= amount), self._pools[-1])
+        """At least `amount` bytes (but never more than a large one has), whatever they hold. So many as there may be
+        are in use at a time; the memory itself is used again only when nobody refers to it any more."""
+        pool = next((pool for pool in self._pools if pool.memory.size >= amount), self._pools[-1])
         async with pool.slots:
-            buf = pool.free.pop() if pool.free else AlignedBuffer(pool.size)
-            yield memoryview(buf)
-            pool.free.append(buf)
+            yield memoryview(pool.memory.take())
 
 
 class _Pool:
     """Buffers of one size."""
 
     def __init__(self, count: int, size: int) -> None:
-        self.size = size
-        self.free: list[AlignedBuffer] = []
+        self.memory = BufferPool(size)
         self.slots = asyncio.Semaphore(count)
 
 
+class BodyRoom:
+    """Where the frames of a link are put together (`wire.Decoder`): large bodies begin at a page, so that they can be
+    written to a device as they came. Each belongs to whoever refers to it; then its memory serves the next."""
+
+    LEAST = 256 * 1024
+
+    def __init__(self, most: int) -> None:
+        self._pools: list[BufferPool] = []
+        while most >= self.LEAST:
+            self._pools.insert(0, BufferPool(PAGE + most))
+            most //= 2
+
+    def __call__(self, header: int, body: int) -> memoryview:
+        """Room for a header and its body."""
+        pool = next((pool for pool in self._pools if pool.size >= PAGE + body), None)
+        if body < self.LEAST or header > PAGE or pool is None:
+            return memoryview(bytearray(header + body))
+        return memoryview(pool.take())[PAGE - header:PAGE + body]

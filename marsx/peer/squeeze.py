@@ -15,6 +15,7 @@ from typing import Protocol
 from marsx._ext import marssum
 from marsx.base.tasks import run_blocking
 from marsx.peer import wire
+from marsx.peer.wire import Buffer
 
 CODEC = "blosc2"
 FAST = 150_000_000
@@ -66,7 +67,7 @@ class Squeeze:
             return False
         return True
 
-    async def body(self, executor: concurrent.futures.Executor | None, data: bytes) -> tuple[bytes, dict[str, str]]:
+    async def body(self, executor: concurrent.futures.Executor | None, data: Buffer) -> tuple[Buffer, dict[str, str]]:
         """(what to send, fields for its header)."""
         self.look()
         if not self.wanted(len(data)):
@@ -80,7 +81,7 @@ class Squeeze:
         self._next_skip = 1
         return short, {"codec": CODEC}
 
-    def _compress(self, data: bytes, level: int) -> tuple[bytes | None, float]:
+    def _compress(self, data: Buffer, level: int) -> tuple[bytes | None, float]:
         begin = self._clock()
         return marssum.compress(data, "lz4", level), self._clock() - begin
 

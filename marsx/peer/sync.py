@@ -11,8 +11,8 @@ goes on being fetched and replayed.
 
 F is what the target had fetched when it sent the request; L is a durable position of the source, with its digest, at
 which everything seen in the answer is part of the history. A span is compared by digests of chunks (64 KiB), what
-differs by digests of blocks (4 KiB), and only differing blocks travel; zeros never do. Where nearly all differs, the
-digests are left out.
+differs by digests of blocks (4 KiB), and only differing blocks travel; zeros never do. Where many chunks differ, the
+blocks are compared at once; where nearly all differs, the digests are left out.
 
 Invariants (rules 13 to 16):
     source  L >= what had been accepted after the contents were read; an answer leaves only when L is durable
@@ -44,7 +44,7 @@ from marsx.peer.asking import Asked, Asking, expect_digests, own_digests
 from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.server import Peer
-from marsx.peer.spanio import Buffers
+from marsx.peer.spanio import BodyRoom, Buffers
 from marsx.peer.squeeze import CODEC, Squeeze, plain
 from marsx.peer.syncparts import (
     SECTOR,
@@ -63,7 +63,7 @@ from marsx.peer.syncparts import (
     SpanSource,
     SyncRestart,
 )
-from marsx.peer.wire import PeerError, Reason, Type
+from marsx.peer.wire import Buffer, PeerError, Reason, Type
 
 Due = Callable[[int, int], Ranges]
 
@@ -75,6 +75,8 @@ SAVE_BYTES = 1024 * 1024 * 1024
 SLOTS = 32
 # Contents that are asked for at once, at most: they may all wait in memory for the device.
 COPY_MAX = 64 * 1024 * 1024
+PIECES = 16
+FIRST_SPANS = 4
 
 _ZEROS = memoryview(bytes(SPAN_MAX))
 _T = TypeVar("_T")
@@ -97,6 +99,7 @@ class Serving:
         self._squeeze = Squeeze(link, level)
         self._slots = asyncio.Semaphore(SLOTS)
         self._buffers = Buffers(SPAN_MAX)
+        self._line = asyncio.Lock()
 
     async def run(self, tasks: asyncio.TaskGroup) -> None:
         """Answer until the link ends."""
@@ -109,26 +112,29 @@ class Serving:
     async def _answer(self, request: Request) -> None:
         try:
             amount = syncparts.total_of(request.ranges)
-            async with self._buffers.one(amount) as buf, self.source.reading(amount):
-                body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
-            more: dict[str, Any] = {"zero": syncparts.flatten(zero)} if zero else {}
-            if not request.block:
-                body, codec = await self._squeeze.body(self._executor, body)
-                more.update(codec)
+            async with self._buffers.one(amount) as buf:
+                async with self.source.reading(amount):
+                    body, zero, seen = await run_blocking(self._executor, self._work, request, buf)
+                more: dict[str, Any] = {"zero": syncparts.flatten(zero)} if zero else {}
+                if not request.block:  # contents wait for the line in their buffer
+                    body, codec = await self._squeeze.body(self._executor, body)
+                    await self._send(Type.SYNC_ANSWER, request, seen, {**more, **codec}, body)
+                    return
             await self._send(Type.SYNC_ANSWER, request, seen, more, body)
         finally:
             self._slots.release()
 
-    async def _send(self, kind: Type, request: Request, seen: int, more: dict[str, Any], body: bytes) -> None:
-        """Answer when the line has room and `seen` is durable. Nothing is awaited between the two last steps: the
-        positions of answers leave in their order."""
+    async def _send(self, kind: Type, request: Request, seen: int, more: dict[str, Any], body: Buffer) -> None:
+        """Answer when the line has room (one waits for it, the others for him) and `seen` is durable. Nothing is
+        awaited between the two last steps: the positions of answers leave in their order."""
         await self._bucket.take(len(body))
-        await self._link.room()
+        async with self._line:
+            await self._link.room()
         point = await self.source.durable(seen)
         syncparts.check_not_before(point.at, request.fetched)
         self._link.post(kind, {"id": request.number, **syncparts.point_fields(point), **more}, body)
 
-    def _work(self, request: Request, buf: memoryview) -> tuple[bytes, Ranges, int]:
+    def _work(self, request: Request, buf: memoryview) -> tuple[Buffer, Ranges, int]:
         """(body, runs of zero chunks, what must be durable before this may leave). In the executor."""
         view = self._contents(request.ranges, buf)
         seen = self.source.appended()  # rule 13: asked for after the read
@@ -141,6 +147,8 @@ class Serving:
             if first > at:
                 zero.append((at, first - at))
             at = first + count
+        if not zero:
+            return view.toreadonly(), zero, seen
         return b"".join([view[first * chunk:(first + count) * chunk] for first, count in data]), zero, seen
 
     def _contents(self, ranges: Ranges, buf: memoryview) -> memoryview:
@@ -234,13 +242,15 @@ class _Sync(Asking):
         self._bounds: dict[int, LogPos] = {}
         self._in_force: LogPos | None = None
         self._last: Point | None = None
-        self._compare_pace = Pace(min(16, fly) * shape.span, shape.span, fly * shape.span)
+        # Little at first: it is compared in full, and shows how the rest is to be compared.
+        self._compare_pace = Pace(min(FIRST_SPANS, fly) * shape.span, shape.span, fly * shape.span)
         self._copy_pace = Pace(4 * shape.piece, shape.piece, max(4 * shape.piece, min(fly * shape.span, COPY_MAX)))
         self._detail = Detail()
         self._much = asyncio.Event()
 
     async def run(self, resource: str) -> None:
         """See sync_resource."""
+        self._link.bodies_in(BodyRoom(self._shape.span))
         size = await self._open(resource)
         try:
             await in_group(self._all)
@@ -308,13 +318,16 @@ class _Sync(Asking):
     async def _span(self, offset: int, length: int, ranges: Ranges) -> None:
         wanted = syncparts.total_of(ranges)
         level = self._detail.choose() if self._fast() else Detail.COPY
-        if level != Detail.COPY:
+        if level == Detail.FINE:
+            ranges = await self._compare(ranges, self._shape.block, pace=self._compare_pace)
+            self._detail.saw(wanted, syncparts.in_units(ranges, self._shape.chunk), syncparts.total_of(ranges))
+        elif level != Detail.COPY:
             ranges = await self._compare(ranges, self._shape.chunk, pace=self._compare_pace)
             in_chunks = syncparts.total_of(ranges)
             if ranges and level == Detail.BLOCKS:
                 ranges = await self._compare(ranges, self._shape.block)
             self._detail.saw(wanted, in_chunks, syncparts.total_of(ranges) if level == Detail.BLOCKS else None)
-        pieces = list(syncparts.cut_ranges(ranges, self._shape.piece))
+        pieces = list(syncparts.cut_ranges(ranges, self._piece()))
         if len(pieces) == 1:
             await self._copy(pieces[0])
         elif pieces:
@@ -343,6 +356,10 @@ class _Sync(Asking):
             pace.answered(syncparts.total_of(ranges), asked.took)
         return syncparts.place_runs(ranges, block, data)
 
+    def _piece(self) -> int:
+        """Contents asked for at once: large where they come quickly, because each request costs processor time."""
+        return max(self._shape.piece, min(self._shape.span, self._copy_pace.limit // PIECES))
+
     async def _copy_all(self, pieces: list[Ranges], tasks: asyncio.TaskGroup) -> None:
         for piece in pieces:
             tasks.create_task(self._copy(piece))
@@ -360,7 +377,8 @@ class _Sync(Asking):
             await self._high.reach(answer.point)
             await self._write(data, zero, body)
         self._copy_pace.leave(amount)
-        self._copy_pace.answered(amount, asked.took)
+        for pace in (self._copy_pace, self._compare_pace):
+            pace.answered(amount, asked.took)
         self._report(received=self._progress.received + len(answer.body))
 
     async def _write(self, data: Ranges, zero: Ranges, body: memoryview) -> None:
@@ -372,11 +390,12 @@ class _Sync(Asking):
     def _write_ranges(self, data: Ranges, zero: Ranges, body: memoryview, buf: memoryview) -> None:
         for offset, length in zero:
             self._sink.write_zeros(offset, length)
-        if data:
-            buf[:len(body)] = body  # the device wants it aligned
+        if data and not spanio.is_aligned(body):
+            buf[:len(body)] = body
+            body = buf
         at = 0
         for offset, length in data:
-            self._sink.write(offset, buf[at:at + length])
+            self._sink.write(offset, body[at:at + length])
             at += length
 
     # Requests, their bounds, and their answers

@@ -8,6 +8,7 @@ may block and runs in an executor.
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -194,6 +195,16 @@ def place_runs(ranges: Ranges, block: int, runs: Ranges) -> Ranges:
     return found
 
 
+def in_units(ranges: Ranges, unit: int) -> int:
+    """Bytes of all aligned units that the (ascending) ranges touch."""
+    count, behind = 0, 0
+    for offset, length in ranges:
+        first, end = max(behind, offset // unit), -(-(offset + length) // unit)
+        if end > first:
+            count, behind = count + end - first, end
+    return count * unit
+
+
 def cut_ranges(ranges: Ranges, limit: int) -> Iterator[Ranges]:
     """Cut into lists of at most `limit` bytes and RANGES_MAX ranges."""
     piece: Ranges = []
@@ -329,52 +340,89 @@ class Pace:
         self._low, self._high = low, high
         self._used = 0
         self._since_cut = 0
-        self._left = asyncio.Event()
+        # One is woken for each that leaves: hundreds may wait, and waking them all costs more than their contents.
+        self._waiting: collections.deque[tuple[int, asyncio.Future[None]]] = collections.deque()
 
     async def enter(self, amount: int) -> None:
         """Wait for room. A single request always has room."""
-        while self._used and self._used + amount > self.limit:
-            await self._left.wait()
-        self._used += amount
+        if not self._waiting and self._fits(amount):
+            self._used += amount
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((amount, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.leave(amount)
+            raise
+
+    def _fits(self, amount: int) -> bool:
+        return not self._used or self._used + amount <= self.limit
+
+    def _next(self) -> None:
+        while self._waiting and (self._waiting[0][1].cancelled() or self._fits(self._waiting[0][0])):
+            amount, turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self._used += amount
+                turn.set_result(None)
 
     def leave(self, amount: int) -> None:
         """The request has ended."""
         self._used -= amount
-        self._left.set()
-        self._left.clear()
+        self._next()
 
     def answered(self, amount: int, took: float) -> None:
         """An answer came `took` seconds after its request. A cut counts once for all that was out at that time."""
         self._since_cut += amount
         if took < self.QUICK:
             self.limit = min(self._high, self.limit + amount)
+            self._next()
         elif took > self.SLOW and self._since_cut > self.limit:
             self.limit = max(self._low, self.limit * 3 // 4)
             self._since_cut = 0
 
 
 class Detail:
-    """How finely to compare, learnt from the spans before: where nearly all differs, digests only cost time."""
+    """How finely to compare, learnt from the spans before. Where nearly all differs, digests only cost time; where many
+    chunks do, their blocks are asked for at once: that costs a few digests more, and saves a round trip and a second
+    reading of the chunks on both sides."""
 
-    COPY, CHUNKS, BLOCKS = 0, 1, 2
+    COPY, CHUNKS, BLOCKS, FINE = range(4)
     PROBE = 16  # every so many spans one is compared in full
+    MANY = 1 / 8
 
     def __init__(self) -> None:
         self._spans = 0
-        self._chunks = self._blocks = 0.0  # which part of the chunks differs; of those, which part of the blocks
+        # Which part of the chunks differs; of those, which part of the blocks. The first span says most.
+        self._chunks, self._blocks = _Share(), _Share()
 
     def choose(self) -> int:
         """For the next span."""
         self._spans += 1
-        if self._spans % self.PROBE == 0 or self._blocks <= 0.5:
-            return self.BLOCKS
-        return self.COPY if self._chunks > 0.75 else self.CHUNKS
+        if self._spans % self.PROBE == 0 or self._blocks.value <= 0.5:
+            return self.FINE if self._chunks.value > self.MANY else self.BLOCKS
+        return self.COPY if self._chunks.value > 0.75 else self.CHUNKS
 
     def saw(self, length: int, in_chunks: int, in_blocks: int | None) -> None:
         """Of `length` bytes so many were in chunks that differ; of those so many in blocks that differ."""
-        self._chunks += (in_chunks / length - self._chunks) / 4
+        self._chunks.saw(in_chunks / length)
         if in_blocks is not None and in_chunks:
-            self._blocks += (in_blocks / in_chunks - self._blocks) / 4
+            self._blocks.saw(in_blocks / in_chunks)
+
+
+class _Share:
+    """A moving average that begins with its first value."""
+
+    LONGEST = 4
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self._seen = 0
+
+    def saw(self, value: float) -> None:
+        self._seen = min(self.LONGEST, self._seen + 1)
+        self.value += (value - self.value) / self._seen
 
 
 class Prefix:

@@ -42,7 +42,7 @@ from marsx.peer.limit import Bucket
 from marsx.peer.link import Link
 from marsx.peer.sync import Serving, SyncService
 from marsx.peer.syncparts import SECTOR, Answer, Pace, Ranges, Request, Shape, SpanSource
-from marsx.peer.wire import PeerError, Reason, Type
+from marsx.peer.wire import Buffer, PeerError, Reason, Type
 
 SERVICE = "verify"
 TRIES = 5
@@ -185,7 +185,7 @@ class _Serving(Serving):
         finally:
             self._slots.release()
 
-    def _between(self, request: Request, buf: memoryview) -> tuple[Point, bytes, int]:
+    def _between(self, request: Request, buf: memoryview) -> tuple[Point, Buffer, int]:
         low = self.source.settled()  # before the read
         body, _, seen = self._work(request, buf)
         return low, body, seen

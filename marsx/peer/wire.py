@@ -21,7 +21,7 @@ import enum
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,11 +193,18 @@ def _float(text: str) -> float:
     return value
 
 
+def plain_room(header: int, body: int) -> memoryview:
+    """Memory for one frame: its header, and its body behind it."""
+    return memoryview(bytearray(header + body))
+
+
 class Decoder:
-    """Bytes in, frames out: either `feed(data)`, or without a copy: fill `buffer()`, then say how much: `filled(n)`."""
+    """Bytes in, frames out: either `feed(data)`, or without a copy: fill `buffer()`, then say how much: `filled(n)`.
+    `room`: gives the memory of each frame, which may hold anything before."""
 
     def __init__(self, *, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> None:
         self.error: WireError | None = None
+        self.room: Callable[[int, int], memoryview] = plain_room
         self._max_header = max_header
         self._max_body = max_body
         self._scratch = memoryview(bytearray(_SCRATCH))
@@ -260,7 +267,7 @@ class Decoder:
             length = self._parse_head(scratch[at:at + HEAD.size])
             at += HEAD.size
             self._got = min(length, end - at)
-            self._payload = memoryview(bytearray(length))
+            self._payload = self.room(self._header_length, length - self._header_length)
             self._payload[:self._got] = scratch[at:at + self._got]
             at += self._got
             self._finish(frames)

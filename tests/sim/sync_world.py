@@ -101,6 +101,9 @@ class SimLink:
     def line(self) -> tuple[int, bool]:
         return 0, False
 
+    def bodies_in(self, room: Callable[[int, int], memoryview]) -> None:
+        self._decoder.room = room
+
     def deliver(self) -> None:
         """The next frame arrives."""
         if self.under_way:

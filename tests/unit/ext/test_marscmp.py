@@ -352,3 +352,27 @@ def _ran_meanwhile(work: Callable[[bytes], object], data: bytes) -> bool:
     result = not ended
     thread.join()
     return result
+
+
+def test_a_pool_gives_memory_again_when_nobody_refers_to_it():
+    """Never before, whoever still has a view of it; the memory of a pool that is gone stays until then, too."""
+    pool = marscmp.BufferPool(70_000)
+    one, other = pool.take(), pool.take()
+    view, place = memoryview(one)[100:200].toreadonly(), one.address
+    memoryview(one)[:] = b"x" * 70_000
+    del one
+    third = pool.take()
+    assert len(third) == 70_000 and len({place, other.address, third.address}) == 3
+    del view
+    again = pool.take()
+    assert again.address == place and bytes(memoryview(again)[:2]) == b"xx" and marscmp.is_aligned(again)
+    assert not marscmp.is_aligned(memoryview(again)[512:])
+    many = [pool.take() for _ in range(40)]
+    assert len({buf.address for buf in many}) == 40
+    del many, pool, other, third
+    memoryview(again)[-1] = 7
+
+
+def test_a_pool_makes_no_buffer_without_size():
+    with pytest.raises(ValueError):
+        marscmp.BufferPool(0).take()

@@ -201,7 +201,7 @@ def test_debug_and_system(tree: SmallTree, marsd: Marsd, capsys: pytest.CaptureF
     out = run(tree, "--debug --system", capsys)[1]
     assert "-> Debug for resource data\n\t2026-11-23 01:00:00: ERROR data: disk gone\\x1b[2J\n" in out
     assert "---> Debug <---\n\t2026-11-23 01:00:02: WARNING clock is odd\n" in out and "fine" not in out
-    assert "-> sync_fly is set to 7 spans, actually used 7 spans (default 32): " in out
+    assert "-> sync_fly is set to 7 spans, actually used 7 spans (default 64): " in out
     toml = f"{tree.paths.etc_dir}/marsd.toml"
     assert f"-> ring_mb is set to 64 MiB by {toml}, actually used 64 MiB (default 32): " in out
     assert "-> logger_flush_ms is unset, actually used 20 ms: " in out

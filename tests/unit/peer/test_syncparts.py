@@ -104,18 +104,62 @@ def test_pace_grows_while_answers_are_quick_and_shrinks_when_they_queue(run):
     run(work())
 
 
+def test_pace_lets_in_by_turns_and_loses_no_room(run):
+    """Who was asked first comes first, also before a smaller one behind it; who gives up leaves its room to others,
+    whether it had got it already or not."""
+    async def work():
+        pace, order = Pace(100, 50, 1000), []
+
+        async def one(name: str, amount: int) -> None:
+            await pace.enter(amount)
+            order.append(name)
+        await pace.enter(100)
+        tasks = [asyncio.create_task(one(*each)) for each in (("a", 60), ("b", 60), ("c", 20), ("d", 20))]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        pace.leave(50)
+        await asyncio.sleep(0)
+        assert order == []
+        pace.leave(50)
+        tasks[1].cancel()  # its turn has come in this moment
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == ["c", "d"]
+        pace.leave(40)
+        await asyncio.wait_for(pace.enter(100), 5)
+        late = asyncio.create_task(one("late", 100))
+        await asyncio.sleep(0)
+        pace.answered(100, 0.1)  # what makes room counts at once
+        await asyncio.wait_for(late, 5)
+    run(work())
+
+
 def test_detail_learns_and_keeps_looking():
     detail = Detail()
     assert detail.choose() == Detail.BLOCKS
     for _ in range(8):
         detail.saw(100, 100, 100)
-    assert {detail.choose() for _ in range(40)} == {Detail.COPY, Detail.BLOCKS}
+    assert {detail.choose() for _ in range(40)} == {Detail.COPY, Detail.FINE}
     for _ in range(8):
         detail.saw(100, 10, 10)
+    assert {detail.choose() for _ in range(40)} == {Detail.CHUNKS, Detail.FINE}
+    for _ in range(8):
+        detail.saw(100, 1, 1)
     assert {detail.choose() for _ in range(40)} == {Detail.CHUNKS, Detail.BLOCKS}
     for _ in range(8):
         detail.saw(100, 100, 1)
-    assert {detail.choose() for _ in range(40)} == {Detail.BLOCKS}
+    assert {detail.choose() for _ in range(40)} == {Detail.FINE}
+    for _ in range(12):
+        detail.saw(100, 1, None)
+    assert detail.choose() == Detail.BLOCKS
+
+
+@pytest.mark.parametrize(("ranges", "expected"), [
+    ([], 0), ([(0, 1)], 64), ([(63, 2)], 128), ([(0, 64)], 64), ([(0, 4), (8, 4), (60, 4)], 64),
+    ([(0, 4), (64, 4), (128, 64)], 192), ([(10, 100), (120, 10)], 192), ([(640, 4)], 64),
+])
+def test_units_that_ranges_touch_count_once(ranges, expected):
+    assert syncparts.in_units(ranges, 64) == expected
 
 
 def test_many_answers_raise_syncpos_once(run):

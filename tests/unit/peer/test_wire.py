@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marsx.peer import wire
+from marsx.peer import spanio, wire
 from marsx.peer.wire import Decoder, Hello, PeerError, Reason, Type, WireError
 
 headers = st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=20)
@@ -203,3 +203,24 @@ def test_a_frame_that_is_not_due_is_named():
     assert wire.expect(frame, Type.FETCH, Type.SYNC_DATA) is frame
     with pytest.raises(WireError, match="SYNC_DATA is not due, FETCH is"):
         wire.expect(frame, Type.FETCH)
+
+
+@pytest.mark.parametrize("step", [1 << 20, 70_000])
+def test_large_bodies_begin_at_a_page(step):
+    """Whatever the memory of earlier frames held; small ones, and headers longer than a page, come as ever."""
+    room = spanio.BodyRoom(1 << 20)
+    items = [(Type.SYNC_ANSWER, {"id": number, "x": "y" * pad}, bytes([number]) * size)
+             for number, (pad, size) in enumerate([(0, 300_000), (5000, 300_000), (9, 100), (1, 1 << 20), (0, 1 << 18),
+                                                   (0, (1 << 20) + 512), (77, 1 << 20), (3, 0)] * 2)]
+    stream = pack(items)
+    decoder, at, frames = Decoder(), 0, 0
+    decoder.room = room
+    while at < len(stream):
+        for frame in decoder.feed(stream[at:at + step]):
+            kind, header, body = items[frames]
+            assert (frame.type, frame.header, bytes(frame.body)) == (kind, header, body) and frame.body.readonly
+            fits = 1 << 18 <= len(body) <= 1 << 20 and len(header["x"]) < 4000
+            assert not fits or spanio.is_aligned(frame.body)
+            frames += 1
+        at += step
+    assert frames == len(items)
