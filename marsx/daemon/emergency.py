@@ -162,16 +162,17 @@ async def follow(runner: Runner) -> bool:
 
 async def _enter(runner: Runner, producer: Producer) -> bool:
     _say_facts(runner, wants=True, direct=False)
+    producer.prepared = 0  # also a try that fails may have used something up
     end = await runner.site.blocking(emergency.enter, producer.primary)
     LOG.info("%s: emergency mode: the log ends at %s, writes go past it", runner.resource, end)
     producer.begun()
-    producer.prepared = 0
     _tell(runner, producer)
     return True
 
 
 async def _leave(runner: Runner, producer: Producer) -> bool:
     await runner.site.blocking(emergency.leave, producer.primary)
+    producer.prepared = producer.env.device_size
     header = producer.primary.header
     LOG.info("%s: emergency mode has ended, %s goes on", runner.resource, header.name if header else "the log")
     producer.begun()
@@ -180,14 +181,14 @@ async def _leave(runner: Runner, producer: Producer) -> bool:
 
 
 async def _prepare(runner: Runner, producer: Producer) -> None:
-    """Map and gap log are there before they are needed; maps that nobody needs any more go."""
+    """Map and gap log are there whenever the log is written; maps that nobody needs any more go."""
     env, view = producer.env, runner.site.view()
     needed = min((view.first_needed(runner.resource, host) for host in view.members(runner.resource)), default=0)
     gap.drop_old(env.directory, needed + 1)
     if drops.forget_old(env.directory, view, runner.resource):
         runner.site.say(runner.resource, "wrn-log-dropped", "")
-    if producer.prepared != env.device_size and runner.site.level < space.LEVELS[-1]:
-        await runner.site.blocking(gap.prepare, env.directory, runner.resource, env.device_size)
+    if producer.prepared != env.device_size:
+        await runner.site.blocking(emergency.prepare, producer.primary)
         producer.prepared = env.device_size
 
 

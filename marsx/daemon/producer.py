@@ -24,7 +24,7 @@ from marsx.daemon.spans import SpanGate
 from marsx.device import serve
 from marsx.log import writer
 from marsx.tree import paths
-from marsx.volume import recovery
+from marsx.volume import emergency, recovery
 from marsx.volume.primary import FAILURES, Primary
 
 LOG = messages.get("daemon.producer")
@@ -83,9 +83,21 @@ class Producer:
             await self.close()
             raise
 
+    async def _prepare_gap(self) -> None:
+        """Before the first write is accepted. Without room for it the device is served all the same: the look at the
+        space (`daemon.emergency`) tries again, and says so."""
+        if self.primary.changed is not None:
+            return
+        try:
+            await self.site.blocking(emergency.prepare, self.primary)
+            self.prepared = self.env.device_size
+        except MarsError as err:
+            LOG.info("%s: %s", self.resource, err.text)
+
     async def _serve_device(self, kept: bool) -> None:
         volume = self.primary.volume
         assert volume is not None
+        await self._prepare_gap()
         self.frontend = serve.Frontend(volume, self.name)
         if kept:
             _, fds = await self.site.keeper.call("dev-fds", name=self.name)
@@ -205,8 +217,12 @@ class Producer:
 
     async def grow(self, size: int) -> None:
         """The resource has `size` bytes from now on: first the log, then what may be written, then the device. Can be
-        done again when it was cut off anywhere."""
+        done again when it was cut off anywhere. The map for that size is there before (rule 27)."""
+        self.prepared = 0
+        if self.primary.changed is None:
+            await self.site.blocking(emergency.prepare, self.primary, size)
         await self.site.blocking(self.primary.grow, size)
+        self.prepared = size
         self.begun()
         await self._enlarge_device()
         self.size = size

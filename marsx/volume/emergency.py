@@ -3,11 +3,13 @@
     enter   write back what can be without holding anybody up -> nothing is accepted any more -> the log is frozen,
             durable, all of it on the data device -> disk position = its end, durable -> the map is open, durable ->
             the gap log is there, durable -> writes go past the log, first those that had been accepted
-    leave   no direct write is under way, the data device is flushed -> the map is closed, durable -> the log goes on
+    leave   the next gap is prepared, durable -> no direct write is under way, the data device is flushed -> the map is
+            closed, durable -> the log goes on
 
-Until `enter` has come to its end nothing has gone past the log, and before the gap log is there everything can be taken
-back. After a crash the newest log tells what holds: an empty gap log with an open map means that writes may have gone
-past the log, and may again (`resume`).
+So a log that is written can always be left, however full /mars is (invariant of `gap`). Until `enter` has come to its
+end nothing has gone past the log, and before the gap log is there everything can be taken back. After a crash the
+newest log tells what holds: an empty gap log with an open map means that writes may have gone past the log, and may
+again (`resume`).
 """
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from marsx.base.errors import DamagedError, MarsError, PreconditionError
 from marsx.base.position import LogPos
-from marsx.log import record, writer
+from marsx.log import record
 from marsx.log.record import FileHeader
 from marsx.volume import gap
 from marsx.volume.env import announce
@@ -35,9 +37,7 @@ def enter(primary: Primary) -> LogPos:
     """Returns the end of the log. Blocks. MarsError, OSError: it did not come about, and the log goes on as it was."""
     volume = primary.volume
     assert volume is not None and primary.header is not None
-    if not gap.is_ready(primary.env.directory, primary.env.device_size):
-        raise PreconditionError("emergency mode was not prepared while there was room: writers wait",
-                                "make room in /mars")
+    prepare(primary)
     easy_drain(primary)
     with primary.rotate_lock:
         volume.hold()
@@ -53,6 +53,17 @@ def enter(primary: Primary) -> LogPos:
         _begin(primary, header, changed)
     primary.publish()
     return end
+
+
+def prepare(primary: Primary, size: int = 0) -> None:
+    """See that emergency mode can be entered, with a device of `size` bytes (0: as it is). Blocks. PreconditionError:
+    that cannot be done, for want of room mostly."""
+    env = primary.env
+    try:
+        gap.prepare(env.directory, env.resource, size or env.device_size)
+    except OSError as err:
+        raise PreconditionError(f"emergency mode cannot be prepared ({err.strerror}): writers wait when /mars is full",
+                                "make room in /mars") from err
 
 
 def easy_drain(primary: Primary) -> None:
@@ -91,7 +102,7 @@ def _begin(primary: Primary, header: FileHeader, changed: gap.Map) -> None:
     assert volume is not None
     path = os.path.join(env.directory, header.name)
     try:
-        fd = writer.create_log(env.directory, header, 0, gap.spare_log(env.directory))
+        fd = gap.make_log(env.directory, header)
     except BaseException:
         if not os.path.lexists(path):
             volume.give_up()
@@ -137,11 +148,13 @@ def resume(primary: Primary, last: Recovered, changed: gap.Map) -> None:
     primary.publish()
 
 
-def leave(primary: Primary) -> None:
-    """Blocks. MarsError, OSError: writes go past the log still."""
+def leave(primary: Primary, *, to_go_on: bool = True) -> None:
+    """Blocks. to_go_on: False when the log ends right behind. MarsError, OSError: writes go past the log still."""
     volume, changed = primary.volume, primary.changed
     assert volume is not None and primary.header is not None and changed is not None
     with primary.rotate_lock:
+        if to_go_on:
+            prepare(primary)
         volume.hold_direct()
         try:
             gap.close(changed.path)

@@ -8,6 +8,9 @@ needed. A map is one header block and sectors of 512 bytes: u32 CRC-32C of the r
             field as zero, id, u64 device size, u64 number of the gap log, u32 shift, u32 sectors, resource
 
 Invariants:
+    a log that is written has a spare map and a spare gap log beside it, durable, with all their blocks, for the size of
+    the device: made before the first write is accepted, and before the log goes on behind a gap. What a try to enter
+    does not use stays as it was
     a map is open before its gap log exists; a gap log without a sound map of its id means: all may have changed
     open and the gap log empty: writes may go past the log at any time, its bits are not all there yet
     closed is for ever: only then may members be healed with it
@@ -16,12 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 from dataclasses import dataclass, replace
 
 from marsx._ext import marssum
 from marsx.base import durable
-from marsx.base.errors import DamagedError
+from marsx.base.errors import DamagedError, PreconditionError
 from marsx.log import reader, record
 from marsx.log.record import BLOCK, FileHeader
 
@@ -95,19 +99,19 @@ class Map:
 
 def prepare(directory: str, resource: str, size: int) -> None:
     """See that the spare map and the spare gap log are there, durably, and fit the device. OSError: no room."""
-    path = os.path.join(directory, SPARE_MAP)
-    try:
-        if read(path).header.size == size and os.path.exists(os.path.join(directory, SPARE_LOG)):
-            return
-    except (OSError, DamagedError):
-        pass
+    if not _has_spare_log(directory):
+        durable.write_file(os.path.join(directory, SPARE_LOG), bytes(LOG_BYTES))
+    if not _has_spare_map(directory, size):
+        _make_map(os.path.join(directory, SPARE_MAP), resource, size)
+
+
+def _make_map(path: str, resource: str, size: int) -> None:
     shift = shift_for(size)
     regions = (size + (1 << shift) - 1) >> shift
     sectors = (regions + 8 * _BITS - 1) // (8 * _BITS) * 8  # whole blocks
     map_id = record.new_log_id()
     header = MapHeader(map_id, resource, size, shift, sectors)
     body = b"".join(_sector(number, map_id) for number in range(sectors))
-    durable.write_file(os.path.join(directory, SPARE_LOG), bytes(LOG_BYTES))
     durable.write_file(path, header.pack() + body)
 
 
@@ -117,12 +121,25 @@ def _sector(number: int, map_id: bytes) -> bytes:
 
 
 def is_ready(directory: str, size: int) -> bool:
-    """May emergency mode be entered here?"""
+    """Can emergency mode be entered without any room in /mars?"""
+    return _has_spare_log(directory) and _has_spare_map(directory, size)
+
+
+def _has_spare_map(directory: str, size: int) -> bool:
     try:
         header = read(os.path.join(directory, SPARE_MAP)).header
     except (OSError, DamagedError):
         return False
     return header.size == size and header.state == SPARE
+
+
+def _has_spare_log(directory: str) -> bool:
+    """Under this name alone, and as long as it was made."""
+    try:
+        found = os.lstat(os.path.join(directory, SPARE_LOG))
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size == LOG_BYTES
 
 
 def read(path: str) -> Map:
@@ -150,10 +167,16 @@ def put_to_use(directory: str, nr: int) -> Map:
     spare = os.path.join(directory, SPARE_MAP)
     found = read(spare)
     header = replace(found.header, state=OPEN, nr=nr)
-    _write_header(spare, header)
     path = map_path(directory, header.map_id)
-    os.rename(spare, path)
-    durable.sync_dir(directory)
+    _write_header(spare, header)
+    try:
+        os.rename(spare, path)
+        durable.sync_dir(directory)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, spare)
+        _write_header(spare, found.header)
+        raise
     return Map(path, header, found.sectors)
 
 
@@ -163,10 +186,20 @@ def give_back(directory: str, changed: Map) -> None:
     os.rename(changed.path, os.path.join(directory, SPARE_MAP))
 
 
-def spare_log(directory: str) -> str | None:
-    """The file kept for the gap log, if it is there."""
-    path = os.path.join(directory, SPARE_LOG)
-    return path if os.path.lexists(path) else None
+def make_log(directory: str, header: FileHeader) -> int:
+    """The spare file becomes the gap log with this header, which has to be new; its descriptor (O_RDWR, O_DIRECT).
+    Header and name are durable when this returns (rule 4). An error before it has its name leaves the spare usable."""
+    spare, path = os.path.join(directory, SPARE_LOG), os.path.join(directory, header.name)
+    if os.path.lexists(path):
+        raise PreconditionError(f"log {path} exists already", "see mars-status --history; a log is never written twice")
+    fd = os.open(spare, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        durable.overwrite(fd, header.pack(), 0, spare)
+    finally:
+        os.close(fd)
+    os.rename(spare, path)
+    durable.sync_dir(directory)
+    return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def close(path: str) -> None:

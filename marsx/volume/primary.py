@@ -332,7 +332,7 @@ class Primary:
         could not reach the log's end."""
         assert self.volume is not None and self.header is not None
         if self.changed is not None:
-            emergency.leave(self)
+            emergency.leave(self, to_go_on=False)
         with self.rotate_lock:
             end, digest = self.freeze()
         if not self.drain(3600.0):

@@ -45,10 +45,11 @@ class RunningWriter:
         return self.child.poll() is not None or any(book.error for book in self.ledgers())
 
     def stop(self, timeout: float = 180) -> int:
-        """End the writer, return its exit status (0 = no write failed)."""
+        """End the writer, return its exit status (0 = no write failed). AssertionError: a write of it is not answered
+        (then it is killed when the block is left)."""
         if self.status is None:
             self._end(timeout)
-            _, err = self.child.communicate(timeout=5)
+            err = self._collect(f"the writer did not end within {timeout:.0f} s after it was told to")
             self.status = self.child.returncode
             if self.status not in (0, 1):
                 raise AssertionError(f"the writer itself failed: {err}")
@@ -69,8 +70,16 @@ class RunningWriter:
     def __enter__(self) -> "RunningWriter":
         return self
 
+    def _collect(self, otherwise: str, timeout: float = 5) -> str:
+        """Its error output once it has ended; AssertionError with these words when it does not."""
+        try:
+            return self.child.communicate(timeout=timeout)[1]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{otherwise}: the device hangs") from None
+
     def __exit__(self, *_: object) -> None:
         if self.status is None:
-            self.child.kill()
-            self.child.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
+            self._collect("the writer did not end within 30 s after SIGKILL", 30)
             self.status = self.child.returncode

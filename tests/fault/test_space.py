@@ -129,19 +129,7 @@ def really_full(a, b, writer) -> None:
 
 
 CASES = (log_extension, no_promise, symlinks, new_log, position_file, log_copy, symlinks_of_the_secondary,
-         everything_everywhere)
-
-
-def test_full_to_the_last_block(faulty_pair, tmp_path):
-    """Rules 27, 28: a foreign file takes all of /mars; the application goes on, and both hosts are equal in the end."""
-    a, b = faulty_pair(mars_size=160 * MIB)
-    with ways.fresh_writer(a, tmp_path, "ledger") as writer:
-        writer.go_on(50)
-        really_full(a, b, writer)
-        writer.go_on(50)
-        assert writer.stop() == 0
-    assert ways.nothing_lost(a, writer) > 100
-    scenario.wait_equal(a, b, "data")
+         everything_everywhere, really_full)
 
 
 def test_no_space(faulty_pair, tmp_path):

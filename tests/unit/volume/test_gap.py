@@ -142,7 +142,6 @@ def test_writers_during_the_change(make_site):
         for _ in range(3):
             emergency.enter(one.primary)
             emergency.leave(one.primary)
-            gap.prepare(str(site.directory), RESOURCE, 2 * MIB)
         stop.set()
         for thread in threads:
             thread.join()
@@ -249,6 +248,29 @@ def test_bit_before_data(make_site):
         assert regions(site) == {0}
 
 
+def test_a_flush_reaches_the_disk(make_site):
+    """Rules 1, 27: past the log a FLUSH is a sync of the data device; one that fails is for good."""
+    site, twin = ready(make_site)
+    with Serving(site, first=True) as one:
+        load(one, twin, random.Random(22), 10)
+        emergency.enter(one.primary)
+        one.injector.write(0, b"x" * 512)
+        one.injector.flush()
+        one.injector.wait()
+        assert not any(error for _, error in one.injector.answered())
+        kept, broken = os.dup(site.disk.fd), os.open(os.devnull, os.O_RDWR)
+        os.dup2(broken, site.disk.fd)                       # takes writes, and cannot sync
+        one.injector.flush()
+        one.injector.wait()
+        assert [error for _, error in one.injector.answered()] == [22]
+        os.dup2(kept, site.disk.fd)
+        one.injector.write(512, b"y" * 512)
+        one.injector.wait()
+        assert [error for _, error in one.injector.answered()] == [22] and one.primary.volume.state["failed"] == 22
+        for fd in (kept, broken):
+            os.close(fd)
+
+
 def test_position_before_the_gap_is_refused(make_site):
     """Rule 27: a disk position before the gap would put the log over what was written past it."""
     site, twin = ready(make_site)
@@ -266,29 +288,86 @@ def no_room(*args: object) -> int:
 
 
 def test_not_prepared(make_site, monkeypatch):
-    """Without the files that were made in time nothing begins, and the log goes on; a try that fails uses nothing
-    up."""
+    """Rule 27: without the files that are made in time nothing begins, and the log goes on; with room they are made
+    late."""
     site = make_site(4 * MIB)
     twin = bytearray(site.disk.contents())
     with Serving(site, first=True) as one:
         load(one, twin, random.Random(11), 10)
-        with pytest.raises(PreconditionError, match="not prepared"):
-            emergency.enter(one.primary)
-        load(one, twin, random.Random(12), 10)
-        assert one.logical() == bytes(twin)
-        gap.prepare(str(site.directory), RESOURCE, 4 * MIB)
         with monkeypatch.context() as patch:
-            patch.setattr(emergency.writer, "create_log", no_room)
-            with pytest.raises(OSError, match="No space"):
+            patch.setattr(gap.durable, "write_file", no_room)
+            with pytest.raises(PreconditionError, match="cannot be prepared"):
                 emergency.enter(one.primary)
-        assert not one.primary.volume.is_direct
-        load(one, twin, random.Random(13), 10)
+        load(one, twin, random.Random(12), 10)
         one.injector.flush()
-        assert one.logical() == bytes(twin)
-        (site.directory / gap.SPARE_LOG).unlink()           # what a failed try may have used up
+        assert one.logical() == bytes(twin) and not one.primary.volume.is_direct
         emergency.enter(one.primary)
         load(one, twin, random.Random(19), 10)
         assert one.logical() == bytes(twin) == site.disk.contents()
+
+
+class FailsAt:
+    """In place of a function: the call number `at` finds no room."""
+
+    def __init__(self, real, at: int) -> None:
+        self.real, self.at, self.calls = real, at, 0
+
+    def __call__(self, *args: object):
+        self.calls += 1
+        return no_room() if self.calls == self.at else self.real(*args)
+
+
+STEPS = [("os", "rename", 1), ("os", "rename", 2), ("durable", "overwrite", 1), ("durable", "overwrite", 2),
+         ("os", "open", 1), ("os", "open", 2), ("os", "open", 4)]
+
+
+@pytest.mark.parametrize(("module", "name", "at"), STEPS)
+def test_a_try_that_fails_uses_nothing_up(make_site, monkeypatch, module, name, at):
+    """Rule 27: entering fails at each of its steps; the log goes on, and the next try finds all that it needs, without
+    any new file."""
+    site, twin = ready(make_site)
+    rng = random.Random(13)
+    with Serving(site, first=True) as one:
+        load(one, twin, rng, 10)
+        monkeypatch.setattr(gap.durable, "write_file", no_room)
+        with monkeypatch.context() as patch:
+            fails = FailsAt(getattr(getattr(gap, module), name), at)
+            patch.setattr(getattr(gap, module), name, fails)
+            with pytest.raises((OSError, PreconditionError), match="No space|prepared"):
+                emergency.enter(one.primary)
+            assert fails.calls >= at
+        assert not one.primary.volume.is_direct and gap.is_ready(str(site.directory), 4 * MIB)
+        load(one, twin, rng, 10)
+        one.injector.flush()
+        assert one.logical() == bytes(twin)
+        emergency.enter(one.primary)
+        load(one, twin, rng, 10)
+        assert one.logical() == bytes(twin) == site.disk.contents()
+
+
+def test_the_next_gap_is_prepared_before_the_log_goes_on(make_site, monkeypatch):
+    """Rule 27: without room for the next emergency this one does not end; when the log goes on, it could be left again
+    at once, however full /mars is. A log that ends needs no such room."""
+    site, twin = ready(make_site)
+    rng = random.Random(14)
+    with Serving(site, first=True) as one:
+        for _ in range(3):
+            load(one, twin, rng, 10)
+            with monkeypatch.context() as patch:
+                patch.setattr(gap.durable, "write_file", no_room)
+                emergency.enter(one.primary)
+                with pytest.raises(PreconditionError, match="cannot be prepared"):
+                    emergency.leave(one.primary)
+                assert one.primary.volume.is_direct
+            load(one, twin, rng, 10)
+            emergency.leave(one.primary)
+            assert gap.is_ready(str(site.directory), 4 * MIB) and not one.primary.volume.is_direct
+            load(one, twin, rng, 10)
+            one.injector.flush()
+            assert one.logical() == bytes(twin)
+        monkeypatch.setattr(gap.durable, "write_file", no_room)
+        emergency.enter(one.primary)
+        one.primary.end()
 
 
 def test_a_gap_is_history(make_site):
@@ -363,6 +442,14 @@ def test_prepare_again(make_site, tmp_path):
     gap.prepare(str(folder), RESOURCE, 64 * MIB)
     assert gap.is_ready(str(folder), 64 * MIB) and not gap.is_ready(str(folder), MIB)
     flip(folder / gap.SPARE_MAP, 20)
+    assert not gap.is_ready(str(folder), 64 * MIB)
+    gap.prepare(str(folder), RESOURCE, 64 * MIB)
+    assert gap.is_ready(str(folder), 64 * MIB)
+    os.link(folder / gap.SPARE_LOG, folder / "log-000000012-a")     # two names: it may be a log
+    assert not gap.is_ready(str(folder), 64 * MIB)
+    gap.prepare(str(folder), RESOURCE, 64 * MIB)
+    assert os.stat(folder / "log-000000012-a").st_nlink == 1 and gap.is_ready(str(folder), 64 * MIB)
+    os.rename(gap.put_to_use(str(folder), 12).path, folder / gap.SPARE_MAP)     # cut off in the middle
     assert not gap.is_ready(str(folder), 64 * MIB)
     gap.prepare(str(folder), RESOURCE, 64 * MIB)
     assert gap.is_ready(str(folder), 64 * MIB)
