@@ -136,6 +136,14 @@ static inline int mars_log_may_grow(const struct mars_log *l, const struct mars_
     return l->in_flight && g->state == MARS_GROUP_OPEN && g->n < l->batch && g->vend - g->vstart < MARS_BATCH_BYTES;
 }
 
+/* Locked. A write of a group that began then has ended. */
+static inline void mars_log_ended(struct mars_log *l, const struct mars_group *g, uint64_t began)
+{
+    uint64_t now = mars_clock_ns(CLOCK_MONOTONIC);
+    l->busy.writing = --l->in_flight ? now : 0;
+    mars_groups_learn(&l->groups, g, now - began);
+}
+
 /* Locked (given up while writing and answering). Write waiting groups while fewer than MARS_IN_FLIGHT are being
  * written; answer what is complete in log order. Who copies the last payload of a group commits it. */
 static inline void mars_log_commit_locked(struct mars_log *l)
@@ -143,6 +151,7 @@ static inline void mars_log_commit_locked(struct mars_log *l)
     while (l->in_flight < MARS_IN_FLIGHT && !l->frozen && l->failed == 0 && l->groups.commit < l->groups.next) {
         struct mars_group *g = mars_groups_at(&l->groups, l->groups.commit);
         struct mars_segment s;
+        uint64_t began;
         int rc;
         if (!mars_log_has_space(l, g)) {
             if (l->stalled || l->extending)
@@ -158,13 +167,15 @@ static inline void mars_log_commit_locked(struct mars_log *l)
         mars_log_seal(l, g);
         g->state = MARS_GROUP_WRITING;
         l->groups.commit++;
-        l->in_flight++;
+        began = mars_clock_ns(CLOCK_MONOTONIC);
+        if (l->in_flight++ == 0)
+            l->busy.writing = began;
         l->count.groups++;
         s = *mars_segments_newest(&l->segments);
         pthread_mutex_unlock(&l->lock);
         rc = mars_log_write_group(l, g, &s);
         pthread_mutex_lock(&l->lock);
-        l->in_flight--;
+        mars_log_ended(l, g, began);
         if (rc < 0)
             mars_log_fail(l, rc, MARS_FAIL_WRITE);
         g->state = MARS_GROUP_DONE;
@@ -183,16 +194,43 @@ static inline void mars_log_commit(struct mars_log *l)
 
 /* ---- append ---- */
 
+/* Locked. Write-back has to come now, however little there is. */
+static inline void mars_log_press(struct mars_log *l)
+{
+    if (!l->pressed) {
+        l->pressed = 1;
+        pthread_cond_broadcast(&l->back);
+    }
+}
+
+/* Locked (given up while waiting). The record's turn, while what writers use up comes to its end (pace.h). */
+static inline void mars_log_keep_pace(struct mars_log *l, uint32_t span)
+{
+    uint64_t gap, room_gap, wait;
+    if (!l->hook.pace || l->pace.record_ns == 0 || l->mode != MARS_LOGGING || l->stalled)
+        return;
+    gap = l->hook.pace(l->hook.arg, &l->pace);
+    room_gap = mars_pace_room_gap(&l->pace, l->groups.appended, span);
+    gap = gap > room_gap ? gap : room_gap;
+    if (gap == 0)
+        return;
+    mars_log_press(l);
+    wait = mars_pace_turn(&l->pace, gap, mars_clock_ns(CLOCK_MONOTONIC));
+    if (wait) {
+        l->count.paced++;
+        pthread_mutex_unlock(&l->lock);
+        mars_sleep_ns(wait);
+        pthread_mutex_lock(&l->lock);
+    }
+}
+
 /* Locked. 1 when the open group takes a payload of `span` bytes now, 0 when the caller has to wait. */
 static inline int mars_log_room(struct mars_log *l, uint32_t span)
 {
     if (l->mode == MARS_ENTERING)
         return 0;
     if (l->hook.room && !l->hook.room(l->hook.arg)) {
-        if (!l->pressed) {                  /* write-back has to come now, however little there is */
-            l->pressed = 1;
-            pthread_cond_broadcast(&l->back);
-        }
+        mars_log_press(l);
         return 0;
     }
     return mars_groups_room(&l->groups, span, l->written);
@@ -235,6 +273,7 @@ static inline int mars_log_append(struct mars_log *l, const struct mars_req *req
     uint32_t span = (r->stored + MARS_PAYLOAD_ALIGN - 1) & ~(MARS_PAYLOAD_ALIGN - 1);
     int rc = 0;
     pthread_mutex_lock(&l->lock);
+    mars_log_keep_pace(l, span);
     mars_log_wait_room(l, span);
     if (l->failed || l->stop) {
         rc = l->failed ? l->failed : -EIO;

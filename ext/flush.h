@@ -30,11 +30,13 @@ static inline int mars_log_sync_once(struct mars_log *l)
     int rc, fd = mars_segments_newest(&l->segments)->fd;
     memcpy(digest, l->written_digest, 16);
     l->syncing = 1;
+    l->busy.syncing = mars_clock_ns(CLOCK_MONOTONIC);
     l->count.syncs++;
     pthread_mutex_unlock(&l->lock);
     rc = mars_fdatasync(fd);
     pthread_mutex_lock(&l->lock);
     l->syncing = 0;
+    l->busy.syncing = 0;
     if (rc < 0) {
         mars_log_fail(l, rc, MARS_FAIL_SYNC);
         return rc;

@@ -24,7 +24,9 @@
 
 enum {
     MARS_GROUPS = 64,                       /* groups open, waiting, being written or being answered */
-    MARS_GROUP_PAYLOAD = 8 << 20,           /* a group is closed before it gets longer */
+    MARS_GROUP_PAYLOAD = 8 << 20,           /* a group is closed before it gets longer than this, */
+    MARS_GROUP_LEAST = 256 << 10,           /* on a slow disk than this: all of it waits for its last byte */
+    MARS_GROUP_LONG_NS = 100000000,
 };
 
 enum mars_group_state {
@@ -47,6 +49,7 @@ struct mars_groups {
     uint64_t size;                          /* of the ring; a power of two */
     uint64_t low;                           /* nothing below was ever in the ring */
     uint64_t high;                          /* ring memory is in use up to here */
+    uint64_t most;                          /* payload of a group */
     uint64_t appended;                      /* accepted up to here; a multiple of MARS_BLOCK */
     struct mars_group *group;               /* circular */
     uint64_t first, commit, next;           /* oldest; oldest not sealed; behind the newest */
@@ -68,6 +71,7 @@ static inline int mars_groups_init(struct mars_groups *m, uint64_t size)
     if (rc < 0)
         m->ring = NULL;
     m->size = size;
+    m->most = MARS_GROUP_PAYLOAD;
     return rc;
 }
 
@@ -141,7 +145,7 @@ static inline int mars_groups_room(struct mars_groups *m, uint32_t span, uint64_
 {
     if (m->open) {
         const struct mars_group *g = mars_groups_newest(m);
-        if (g->n < MARS_MAX_RECORDS && g->vend - g->vstart - MARS_BLOCK + span <= MARS_GROUP_PAYLOAD)
+        if (g->n < MARS_MAX_RECORDS && g->vend - g->vstart - MARS_BLOCK + span <= m->most)
             return mars_up(g->vend + span) - written <= m->size;
         mars_groups_close(m);
     }
@@ -212,6 +216,15 @@ static inline void mars_groups_seal(struct mars_groups *m, struct mars_group *g,
     seal->group_nr++;
     seal->next_record += g->n;
     memcpy(seal->digest, g->digest, 16);
+}
+
+/* A group took so long to write: those to come get shorter, or longer again. */
+static inline void mars_groups_learn(struct mars_groups *m, const struct mars_group *g, uint64_t took_ns)
+{
+    if (took_ns > MARS_GROUP_LONG_NS && m->most > MARS_GROUP_LEAST && g->vend - g->vstart > m->most / 2)
+        m->most /= 2;
+    else if (took_ns < MARS_GROUP_LONG_NS / 4 && m->most < MARS_GROUP_PAYLOAD)
+        m->most *= 2;
 }
 
 /* Answered groups at the front become free. */

@@ -21,6 +21,7 @@
 
 #include "clock.h"
 #include "groups.h"
+#include "pace.h"
 #include "request.h"
 #include "segments.h"
 
@@ -51,12 +52,13 @@ struct mars_flush {
 /* What stands on top of the log has its say, locked. NULL: nothing does. */
 struct mars_log_hooks {
     int (*room)(void *arg);                 /* 0: no record may be accepted now */
+    uint64_t (*pace)(void *arg, const struct mars_pace *p);     /* ns between one record and the next */
     int (*accept)(void *arg, uint64_t off, uint64_t length, uint64_t v, uint32_t stored, uint32_t crc);
     void *arg;
 };
 
 struct mars_log_counters {
-    uint64_t writes, write_bytes, flushes, groups, syncs, waits, known;
+    uint64_t writes, write_bytes, flushes, groups, syncs, waits, paced, known;
     uint64_t latency[32], latency_us;       /* of writes, log2 of microseconds; their sum */
     uint64_t sizes[8], records;             /* groups answered with up to 2^i records; the records in them */
 };
@@ -90,6 +92,8 @@ struct mars_log {
     struct mars_flush *flushes;
     int n_flush;
     uint64_t lamport_ns;
+    struct mars_pace pace;
+    struct mars_busy busy;
     uint64_t last_write_ns;                 /* CLOCK_MONOTONIC: the last answer to a write */
     uint64_t *known;                        /* sorted uniques of recovered records (rule 11) */
     uint64_t n_known;

@@ -52,8 +52,25 @@ cdef extern from "log.h" nogil:
         MARS_ENTERING
         MARS_DIRECT
         MARS_DIVERTED
+    struct mars_pace:
+        uint64_t record_ns
+        uint64_t kib_ns
+        uint64_t disk
+        uint64_t room
+        uint64_t low
+    struct mars_busy:
+        uint64_t writing
+        uint64_t syncing
+    void mars_pace_learn(mars_pace *p, uint64_t records, uint64_t bytes, uint64_t took_ns)
+    struct mars_pace_look:
+        uint64_t at
+        uint64_t records
+    int mars_pace_hurry(const mars_pace *p, mars_pace_look *last, uint64_t now, uint64_t records, uint64_t free_nodes,
+                        uint64_t nodes, uint64_t kib)
+    uint64_t mars_pace_gap(uint64_t ns, uint64_t left, uint64_t full)
     struct mars_log_hooks:
         int (*room)(void *arg) noexcept nogil
+        uint64_t (*pace)(void *arg, const mars_pace *p) noexcept nogil
         int (*accept)(void *arg, uint64_t off, uint64_t length, uint64_t v, uint32_t stored,
                       uint32_t crc) noexcept nogil
         void *arg
@@ -64,6 +81,7 @@ cdef extern from "log.h" nogil:
         uint64_t groups
         uint64_t syncs
         uint64_t waits
+        uint64_t paced
         uint64_t known
         uint64_t latency[32]
         uint64_t latency_us
@@ -92,6 +110,8 @@ cdef extern from "log.h" nogil:
         int fail_where
         int in_flight
         int pressed
+        mars_pace pace
+        mars_busy busy
         uint64_t stalled
         uint64_t lamport_ns
         uint64_t *known

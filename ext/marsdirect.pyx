@@ -161,7 +161,7 @@ cdef class DirectVolume(Volume):
         self.log.written = self.log.durable = self.log.groups.appended
         mars_log_enter(&self.log, self.log.groups.appended, allocated)
         self.log.stalled = 0
-        self.writeback = self.log.durable
+        self.writeback = self.log.pace.disk = self.log.durable
         self.wb.e = mars_segments_newest(s).start
         self.direct.held = 0
         pthread_cond_broadcast(&self.log.space)

@@ -276,6 +276,16 @@ cdef class Log:
         self.log.reserve = size
 
     @property
+    def low_room(self):
+        """Free bytes of the file system that are not to be used up by what waits for write-back: writers slow down
+        before."""
+        return self.log.pace.low
+
+    @low_room.setter
+    def low_room(self, uint64_t size):
+        self.log.pace.low = size
+
+    @property
     def fill_ahead(self):
         """Bytes of zeros ahead of the groups at most; 0: none."""
         return self.log.fill_ahead
@@ -329,6 +339,7 @@ cdef class Log:
         cdef mars_log_counters *c = &self.log.count
         return {
             "writes": c.writes, "write_bytes": c.write_bytes, "flushes": c.flushes, "groups": c.groups,
-            "syncs": c.syncs, "waits": c.waits, "resent_known": c.known, "latency": [c.latency[i] for i in range(32)],
-            "latency_us": c.latency_us, "group_sizes": [c.sizes[i] for i in range(8)], "records": c.records,
+            "syncs": c.syncs, "waits": c.waits, "paced": c.paced, "resent_known": c.known,
+            "latency": [c.latency[i] for i in range(32)], "latency_us": c.latency_us,
+            "group_sizes": [c.sizes[i] for i in range(8)], "records": c.records,
         }

@@ -135,6 +135,7 @@ cdef class Window:
         self.cap = 0
         self.ctx = 0
         self.hurry = 0
+        self.busy = NULL
         self.quick = QUICK_LEAST
         if size < 2 * MARS_BLOCK:
             size = 2 * MARS_BLOCK
@@ -446,6 +447,9 @@ cdef class Window:
         cdef int rc, first = 0
         cdef unsigned before
         while leaf != SHADOW_NIL and first == 0:
+            if self.n_free < self.fly and mars_busy_late(self.busy, mars_clock_ns(CLOCK_MONOTONIC)):
+                first = self.reap(1)
+                continue
             first = self.issue(fd, &leaf, &k)
             while self.n_free == 0 and first == 0:
                 if ahead is not None and ahead.loading:

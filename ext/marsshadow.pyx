@@ -16,6 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset
 from libc.errno cimport EIO, ENOSPC, ENOMEM
+from posix.time cimport CLOCK_MONOTONIC
 from format cimport *
 from log cimport *
 from threads cimport *
@@ -57,6 +58,12 @@ cdef int index_room(void *index) noexcept nogil:
     return s.free_count >= 4 * (s.depth + 2) + 8
 
 
+cdef uint64_t index_pace(void *index, const mars_pace *p) noexcept nogil:
+    """The log's hook: how far apart records come while the index fills up."""
+    cdef const shadow *s = <const shadow *>index
+    return mars_pace_gap(p.record_ns, s.free_count, s.nodes)
+
+
 cdef int no_room(void *index) noexcept nogil:
     """In place of index_room while writers are held back."""
     return 0
@@ -96,6 +103,7 @@ cdef class Volume(Log):
             raise OSError(-rc, os.strerror(-rc))
         self.log.hook.room = index_room
         self.log.hook.accept = index_put
+        self.log.hook.pace = index_pace
         self.log.hook.arg = &self.index
 
     def __dealloc__(self):
@@ -345,7 +353,10 @@ cdef class Volume(Log):
         with nogil:
             pthread_mutex_lock(&self.log.lock)
             limit = mars_log_settled(&self.log)
-            w.hurry = self.index.free_count < self.index.nodes // 2     # writers wait when the index is full
+            self.began_ns = mars_clock_ns(CLOCK_MONOTONIC)
+            w.busy = &self.log.busy
+            w.hurry = mars_pace_hurry(&self.log.pace, &self.looked, self.began_ns, self.log.count.records,
+                                      self.index.free_count, self.index.nodes, w.cap // 1024)
             pthread_mutex_unlock(&self.log.lock)
             w.clear()
             rc = self.fill(w, c, limit)
@@ -462,7 +473,9 @@ cdef class Volume(Log):
             pthread_mutex_lock(&self.log.lock)
             rc = self.forget(w, end)
             if self.log.failed == 0:
-                self.writeback = end
+                self.writeback = self.log.pace.disk = end
+                mars_pace_learn(&self.log.pace, w.records, w.log_bytes,
+                                mars_clock_ns(CLOCK_MONOTONIC) - self.began_ns)
             self.log.pressed = 0
             pthread_cond_broadcast(&self.log.space)
             pthread_mutex_unlock(&self.log.lock)

@@ -72,11 +72,16 @@ static inline void mars_log_has_room(struct mars_log *l)
 }
 
 /* Not locked. mars_file_space, but for the reserve: without it nothing could be said or prepared on a full /mars. */
-static inline int mars_log_space(const struct mars_log *l, struct mars_segment *s, uint64_t step)
+static inline int mars_log_space(struct mars_log *l, struct mars_segment *s, uint64_t step)
 {
     struct statvfs v;
-    if (l->reserve && fstatvfs(s->fd, &v) == 0 && (uint64_t)v.f_bavail * v.f_frsize < step + l->reserve)
-        return -ENOSPC;
+    uint64_t room;
+    if (l->reserve && fstatvfs(s->fd, &v) == 0) {
+        room = (uint64_t)v.f_bavail * v.f_frsize;
+        __atomic_store_n(&l->pace.room, room, __ATOMIC_RELAXED);
+        if (room < step + l->reserve)
+            return -ENOSPC;
+    }
     return mars_file_space(s, step);
 }
 
@@ -184,7 +189,7 @@ static inline void mars_log_fed(struct mars_log *l, int rc)
 /* ---- fill ---- */
 
 /* Not locked. One part of zeros behind s->allocated; s is the caller's copy. */
-static inline int mars_log_fill_part(const struct mars_log *l, struct mars_segment *s, const uint8_t *zeros)
+static inline int mars_log_fill_part(struct mars_log *l, struct mars_segment *s, const uint8_t *zeros)
 {
     uint64_t at = s->allocated;
     int rc = mars_log_space(l, s, MARS_FILL_PART);

@@ -9,6 +9,7 @@ class Log:
     allocate_step: int
     fill_ahead: int
     reserve: int
+    low_room: int
     batch: int
     @property
     def device_size(self) -> int: ...

@@ -50,6 +50,13 @@ cdef extern from "aio.h" nogil:
         int64_t res
 
 
+cdef extern from "pace.h" nogil:
+    struct mars_busy:
+        uint64_t writing
+        uint64_t syncing
+    int mars_busy_late(const mars_busy *b, uint64_t now)
+
+
 cdef struct Flight:                     # one write
     iocb cb
     iovec iov[256]
@@ -74,6 +81,7 @@ cdef class Window:
     cdef uint64_t limit
     cdef int hurry                      # somebody waits, or soon will, for the end of the window
     cdef uint64_t quick                 # bytes of log of a window in a hurry
+    cdef const mars_busy *busy          # of the log beside whose writes it is written; NULL: there is none
     cdef shadow map
     cdef int has_map
     cdef uint64_t records

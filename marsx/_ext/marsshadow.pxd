@@ -1,7 +1,7 @@
 """Layout of the primary's volume for the front ends (marsdev, marsinject)."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from log cimport mars_segment
+from log cimport mars_pace_look, mars_segment
 from marsx._ext.marslog cimport Log
 from marsx._ext.marsreplay cimport shadow, Window, Cursor
 
@@ -25,6 +25,8 @@ cdef class Volume(Log):
     cdef uint64_t writeback             # address: everything before it is durable on the data device
     cdef Cursor wb
     cdef mars_backlog backlog
+    cdef mars_pace_look looked
+    cdef uint64_t began_ns              # CLOCK_MONOTONIC: the window that is under way
     cdef uint64_t c_reads, c_read_bytes, c_readback
 
     cdef int index_log(self, const mars_segment *s, Cursor c) noexcept nogil

@@ -44,6 +44,7 @@ def make_env(site: Site, resource: str, directory: str, publisher: Publisher, on
         index_bytes=settings.get("shadow_limit_mb") << 20,
         flush_ms=settings.get("logger_flush_ms"),
         reserve_bytes=emergency.reserve(site),
+        low_bytes=emergency.low_room(site),
         on_trouble=on_trouble,
         begun=lambda: site.store.get(paths.begun(resource, site.host)),
     )

@@ -49,6 +49,11 @@ def reserve(site: Site) -> int:
     return min(RESERVE_MOST, thresholds(site, room_of(site.store.root).total)[-1] // 2)
 
 
+def low_room(site: Site) -> int:
+    """Below so much free space on /mars, level 1 begins."""
+    return thresholds(site, room_of(site.store.root).total)[0]
+
+
 class Watch:
     """The level of this host, once a second."""
 

@@ -51,6 +51,7 @@ class Env:
     flush_ms: int = 20
     fill_bytes: int = 256 << 20                 # zeros ahead of the log at most (ext/space.h)
     reserve_bytes: int = 0                      # of /mars that logs never take: facts and a gap need them (rule 27)
+    low_bytes: int = 0                          # of /mars: what waits for write-back shall not take them (ext/pace.h)
     writeback_bytes: int = 1 << 30              # write-back lets a burst pass (ext/backlog.h): it begins with so much,
     writeback_idle_ms: int = 100                # or when nothing was written for so long,
     writeback_ms: int = 10_000                  # or when the oldest has waited for so long

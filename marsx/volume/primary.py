@@ -139,7 +139,7 @@ class Primary:
         allocated = os.fstat(fd).st_size // record.BLOCK * record.BLOCK
         assert self.volume is not None
         self.volume.allocate_step = max(_share(env.directory, PREALLOCATE), 1 << 20)
-        self.volume.reserve = env.reserve_bytes
+        self.volume.reserve, self.volume.low_room = env.reserve_bytes, env.low_bytes
         self.volume.fill_ahead = _share(env.directory, env.fill_bytes)
         self.volume.set_lamport(stamp)
         # known before the volume uses it: other threads ask for the header of whatever log the volume names

@@ -57,7 +57,7 @@ class Story:
     def step(self) -> None:
         """One change."""
         rng = self.rng
-        name = rng.choice(("fill", "fill", "fill", "log", "log", "eat", "release", "release", "cut", "kill"))
+        name = rng.choice(("fill", "fill", "fill", "log", "log", "eat", "release", "release", "release", "cut", "kill"))
         hosts = rng.choice(("a", "a", "b", "ab"))
         print(name, hosts, flush=True)
         getattr(self, name)([host for host in (self.a, self.b) if host.name in hosts])
@@ -65,12 +65,22 @@ class Story:
     def fill(self, hosts: list[Host]) -> None:
         """A foreign file at once; now and then to the last block."""
         for host in hosts:
-            rest, name = self.rng.choice((0, 0, 1000, 8000, 20_000)), f"/mars/foreign-{self.rng.getrandbits(32):08x}"
+            rest, name = self.rng.choice((0, 0, 0, 1000, 8000, 20_000)), f"/mars/foreign-{self.rng.getrandbits(32):08x}"
             self.files[host.name].append(name)
             host.run(["sh", "-c", f"F=$(df --output=avail -k /mars | tail -1); [ $F -le {rest + 8} ] || "
                       f"fallocate -l $((F-{rest or 4}))K {name}"], check=False)
             if not rest:
                 host.run(["sh", "-c", f"cat /dev/zero >> {name}"], check=False)
+        self.a.wait(lambda: self.direct() or self.has_room(), 60, "emergency mode")
+
+    def has_room(self) -> bool:
+        """/mars of the primary is not at level 4."""
+        stat = os.statvfs(self.a.path("/mars"))
+        return stat.f_bavail * stat.f_frsize >= stat.f_blocks * stat.f_frsize // 16
+
+    def direct(self) -> bool:
+        """The log is passed by."""
+        return bool(self.a.status().get("data", {}).get("state", {}).get("direct"))
 
     def eat(self, hosts: list[Host]) -> None:
         """A foreign file that takes whatever becomes free."""
@@ -80,6 +90,7 @@ class Story:
                 self.files[host.name].append(name)
                 self.eaters[host.name] = host.popen(["sh", "-c", f"while :; do dd if=/dev/zero bs=64k status=none "
                                                      f">> {name}; sleep 0.2; done"], stderr=subprocess.DEVNULL)
+        self.a.wait(lambda: self.direct() or self.has_room(), 60, "emergency mode")
 
     def log(self, hosts: list[Host]) -> None:
         """The application writes much."""
@@ -123,7 +134,7 @@ class Story:
             state = self.a.status().get("data", {}).get("state")
             return bool(state) and (state["direct"] or self.prepared())
         self.a.wait(holds, 60, "a log that can be left")
-        self.emergencies += bool(self.a.status().get("data", {}).get("state", {}).get("direct"))
+        self.emergencies += self.direct()
 
     def end(self) -> None:
         """Room everywhere, and everybody may go on."""
