@@ -102,8 +102,9 @@ def _seek(bench: Bench, disks: tuple[dict[str, int], ...], what: str) -> None:
         found = inner.run("mars", "randwrite", "4k", 32, seconds)
         name = f"4k random write, depth 32, seek-bound disk, {what}"
         inner.add(f"{name}, {seconds} s", found.iops, "IOPS",
-                  f"raw: {raw.iops:.0f} IOPS; slowest write: raw {raw.slowest_us / 1e6:.2f} s, ours "
-                  f"{found.slowest_us / 1e6:.2f} s", found.iops / raw.iops, ">= 2")
+                  f"raw: {raw.iops:.0f} IOPS", found.iops / raw.iops, ">= 2")
+        inner.add(f"{name}, slowest write", found.slowest_us / 1e6, "s", f"raw: {raw.slowest_us / 1e6:.2f} s", None,
+                  "<= 1")
         began = time.monotonic()
         try:
             inner.quiet(90)
@@ -125,4 +126,28 @@ def seek_own_disk(bench: Bench) -> None:
     _seek(bench, ({"log": LOG_SIZE}, {"data": DATA_SIZE, "raw": DATA_SIZE}), "log on a disk of its own")
 
 
-SEEK = Group("seek", nothing, (seek_one_disk, seek_own_disk))
+def full_shadow(bench: Bench) -> None:
+    """4k random write over a data device that takes 2 ms for each write, 32 at a time, with memory for 25,000 blocks
+    that are not written back: writers come down to its rate, none stands still for long."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="marsx-bench-")))
+        image = folder / "slow.img"
+        image.write_bytes(bytes(256 * MIB))
+        disk = stack.enter_context(NullPath(build_server(folder), "bench-slow", 256 * MIB, str(image), delay_us=2000))
+        mars = stack.enter_context(written_disk(2048 * MIB))
+        cluster = stack.enter_context(Cluster(["a"], Path(bench.options.pyz).resolve(), 16 * MIB, mars_device=mars))
+        a, seconds = cluster["a"], 4 * bench.options.seconds
+        inner = Bench(cluster, bench.options, {"raw": disk.path}, bench.rows)
+        scenario.form_cluster(cluster)
+        a.run(["sh", "-c", "echo 1 > /run/mars/sys/shadow_limit_mb"])
+        raw = inner.run("raw", "randwrite", "4k", 32, seconds)
+        scenario.create_resource(a, RESOURCE, disk.path)
+        inner.sides["mars"] = a.mars_device(RESOURCE)
+        found = inner.run("mars", "randwrite", "4k", 32, seconds)
+        name = f"4k random write, depth 32, slow data device, shadow full, {seconds} s"
+        inner.add(name, found.iops, "IOPS", f"raw: {raw.iops:.0f} IOPS", found.iops / raw.iops)
+        inner.add(f"{name}, slowest write", found.slowest_us / 1e6, "s",
+                  f"mean: {found.latency_us / 1000:.1f} ms; raw: {raw.slowest_us / 1e6:.2f} s", None, "<= 1")
+
+
+SEEK = Group("seek", nothing, (seek_one_disk, seek_own_disk, full_shadow))

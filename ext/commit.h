@@ -164,6 +164,10 @@ static inline void mars_log_commit_locked(struct mars_log *l)
             mars_groups_close(&l->groups);
         if (g->copying)
             break;
+        if (g->n == 0) {
+            mars_log_fail(l, -EIO, MARS_FAIL_INVARIANT);
+            break;
+        }
         mars_log_seal(l, g);
         g->state = MARS_GROUP_WRITING;
         l->groups.commit++;

@@ -5,6 +5,7 @@
  *
  * Invariants:
  *   first <= commit <= next <= first + MARS_GROUPS
+ *   a group that is closed has a record: one that is open and empty takes any
  *   groups [commit, next) are not sealed yet; only the newest of them may be open
  *   ring memory is overwritten only after `high` says so
  *   a payload is copied in without the lock: a group is sealed only when `copying` is 0, and what lies at or behind
@@ -145,7 +146,7 @@ static inline int mars_groups_room(struct mars_groups *m, uint32_t span, uint64_
 {
     if (m->open) {
         const struct mars_group *g = mars_groups_newest(m);
-        if (g->n < MARS_MAX_RECORDS && g->vend - g->vstart - MARS_BLOCK + span <= m->most)
+        if (g->n == 0 || (g->n < MARS_MAX_RECORDS && g->vend - g->vstart - MARS_BLOCK + span <= m->most))
             return mars_up(g->vend + span) - written <= m->size;
         mars_groups_close(m);
     }

@@ -1,9 +1,10 @@
-"""A writer that never stops over a data device that cannot follow: the shadow's limit holds, writers are slowed down
-and none fails."""
+"""A writer that never stops over a data device, or a /mars, that cannot follow: the shadow's limit holds, writers are
+slowed down smoothly and none fails."""
 from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.device.nullserver import null_device
-from tests.fix_volume import MIB, Serving, WrittenFacts
+from tests.fix_volume import MIB, Disk, Serving, WrittenFacts
 from tests.fix_volume import Site as VolumeSite
 
 SIZE = 32 * MIB
@@ -48,6 +49,23 @@ def slow_disk(tmp_path: Path, null_library: str) -> Iterator[SlowDisk]:
             yield SlowDisk(path, file, fd)
         finally:
             os.close(fd)
+
+
+@pytest.fixture
+def slow_mars(tmp_path: Path, null_library: str) -> Iterator[Path]:
+    """A file system that takes up to 1 MiB in 30 ms, one write at a time."""
+    file, folder = tmp_path / "mars-disk", tmp_path / "mars"
+    folder.mkdir()
+    file.write_bytes(bytes(8 * SIZE))
+    with null_device(null_library, f"slow{secrets.token_hex(4)}", 8 * SIZE, clones=1, backing=str(file),
+                     delay_us=30_000) as path:
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-I", "256", "-E", "lazy_itable_init=1,nodiscard", "-O",
+                        "^has_journal", path], check=True)
+        subprocess.run(["mount", "-t", "ext4", path, str(folder)], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 class Watcher:
@@ -108,3 +126,21 @@ def test_the_limit_of_the_shadow_holds(slow_disk, tmp_path, record_property):
         seen = one.logical()
         one.primary.end()
         assert site.trouble == [] and slow_disk.file.read_bytes() == seen
+
+
+def test_a_slow_mars(slow_mars, tmp_path):
+    """Writers that write much at a time get answers one after the other, not all of them when a long group is written:
+    groups get short where a long one takes long."""
+    site = VolumeSite(slow_mars, Disk(tmp_path / "disk", SIZE), WrittenFacts(), more={"writeback_bytes": 1 << 30})
+    try:
+        with Serving(site, first=True) as one:
+            assert one.injector.run_writes(32, MIB, 32)[1] == 0
+            before = one.primary.volume.counters
+            assert one.injector.run_writes(32, MIB, 32)[1] == 0
+            after = one.primary.volume.counters
+            assert after["records"] - before["records"] == 32
+            assert after["groups"] - before["groups"] >= 16, after["group_sizes"]
+            one.primary.end()
+            assert site.trouble == []
+    finally:
+        site.disk.close()
