@@ -157,7 +157,8 @@ def fake_sync(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
     """fake-sync RES: call the sync finished without comparing anything."""
     view = ctx.view()
     require_member(view, resource, ctx.host)
-    if view.designated(resource) == ctx.host or view.actual(resource, ctx.host, "is-primary") == "1":
+    changed = "err-disk-changed" in view.message_table(resource).get(ctx.host, {})
+    if view.actual(resource, ctx.host, "is-primary") == "1" or view.designated(resource) == ctx.host and not changed:
         raise PreconditionError(
             f"{resource}: {ctx.host} is the primary, there is nothing to sync", "run it on a secondary"
         )
@@ -269,7 +270,8 @@ COMMANDS = (
     Command(
         "fake-sync", "RES", fake_sync, "declare this host's replica synced, without looking", "resource",
         needs="""This host is not primary. For tests and for devices that are known to be equal: nothing is compared.
-        marsadm invalidate takes it back.""", example="marsadm fake-sync data",
+        marsadm invalidate takes it back. On a primary that has stopped because its data device was changed directly:
+        just this disk counts, the others compare all.""", example="marsadm fake-sync data",
     ),
     Command(
         "resize", "RES [SIZE]", resize, "let the resource grow, while it is in use", "resource",

@@ -257,6 +257,8 @@ async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict
     if runner.producer is not None:
         raise PreconditionError(f"{resource}: this host is the primary", "fake-sync is for a secondary")
     site = worker.site
+    if site.view().designated(resource) == site.host:
+        return await _accept_disk(worker, runner, args)
     again = site.view().messages(resource, site.host).get("inf-sync-start", "")
     if again and not args.get("force"):
         raise PreconditionError(
@@ -274,7 +276,22 @@ async def fake_sync(worker: Worker, resource: str, args: dict[str, Any]) -> dict
     async with runner.exclusive():
         if runner.consumer is not None:
             await runner.consumer.sync.stop()
+        if runner.seal.broken:
+            runner.seal.accept(bool(args.get("force")))
         site.store.put_many(links, durable=True)
+    return {"ok": True}
+
+
+async def _accept_disk(worker: Worker, runner: Runner, args: dict[str, Any]) -> dict[str, Any]:
+    """The disk of the designated primary was changed directly, and just that counts."""
+    if not runner.seal.broken:
+        raise PreconditionError(f"{runner.resource}: this host is to be primary", "fake-sync is for a secondary")
+    if args.get("dry"):
+        return told([], f"make the device {worker.site.paths.dev_dir}/{worker.site.device_name(runner.resource)}",
+                    "all other members compare all")
+    async with runner.exclusive():
+        runner.seal.accept(bool(args.get("force")))
+    await _until(worker, runner, lambda: runner.producer is not None and runner.producer.device, "the device")
     return {"ok": True}
 
 
@@ -380,6 +397,7 @@ async def leave_resource(worker: Worker, resource: str, args: dict[str, Any]) ->
         site.store.put_many(links)
         site.store.put(*over, durable=True)
         runner.publisher.drop_hint()
+        runner.seal.drop()
         replica.set_logs_aside(worker.site, resource, keep)
     await worker.drop_runner(resource)
     return {"ok": True}

@@ -28,6 +28,7 @@ from marsx.daemon.plan import Local, Plan, grant_to, is_force, plan, stale_force
 from marsx.daemon.producer import Producer
 from marsx.daemon.rates import Rates, counted
 from marsx.daemon.scrub import Scrub
+from marsx.daemon.seal import Seal
 from marsx.daemon.site import Site
 from marsx.daemon.spans import stale_sync
 from marsx.daemon.syncing import Syncing
@@ -60,6 +61,7 @@ class Runner:
         self.consumer: Consumer | None = None
         self.trouble = ""
         self.replay_trouble = ""  # of the data device: replay and sync stop, the log is still fetched
+        self.seal = Seal(self)
         self.back = Comeback(site, resource, self.directory(), self.kick)
         self.syncing = Syncing(site, resource, self.publisher, self._changed, self.span_trouble)
         self.why: dict[str, str] = {}  # what the newest plan does not want to run, with the reason
@@ -184,13 +186,8 @@ class Runner:
     def _is_first(self) -> bool:
         """The resource was created here and has no log yet."""
         replay = self.site.view().replay(self.resource, self.site.host)
-        return bool(
-            replay
-            and replay.pos.pos == 0
-            and replay.pos.producer == self.site.host
-            and replay.length == 0
-            and not reader.list_logs(self.directory())
-        )
+        return bool(replay and replay.pos.pos == 0 and replay.pos.producer == self.site.host and replay.length == 0
+                    and not reader.list_logs(self.directory()))
 
     def directory(self) -> str:
         return os.path.join(self.site.store.root, paths.resource_dir(self.resource))
@@ -204,6 +201,7 @@ class Runner:
             self.site.store.make_durable([primary_rel])
         if stale_force(view, res, host):
             self.site.store.put(paths.want_primary(res, host), "0")
+        self.seal.judge(view)
         local = self.local()
         want = plan(view, res, host, local)
         self._say_reasons(want, local)
@@ -260,9 +258,7 @@ class Runner:
 
     def _context(self) -> Context:
         assert self._env is not None
-        return Context(
-            self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed
-        )
+        return Context(self.site, self.resource, self._env, self.publisher, self.stock, self.disk_fd, self._changed)
 
     async def _attach(self) -> bool:
         view = self.site.view()
@@ -292,6 +288,7 @@ class Runner:
     async def detach(self) -> bool:
         await self.back.stop()
         await self.stop_consumer()
+        await self.seal.put(self._env)
         os.close(self.disk_fd)
         self.disk_fd = -1
         await self.site.keeper.call("disk-close", path=self.device_path)
@@ -300,9 +297,8 @@ class Runner:
         return True
 
     def _facts(self, values: dict[str, str]) -> None:
-        self.site.store.put_many(
-            [(paths.actual(self.resource, self.site.host, key), value) for key, value in values.items()]
-        )
+        host = self.site.host
+        self.site.store.put_many([(paths.actual(self.resource, host, key), value) for key, value in values.items()])
 
     async def stop_consumer(self) -> None:
         consumer, self.consumer = self.consumer, None
@@ -322,6 +318,7 @@ class Runner:
     async def _recover(self) -> bool:
         """Find out what disk and logs hold. A primary whose device is there skips this: its own recovery does it."""
         at, digest = self._position()
+        await self.seal.check(self._make_env(), held=self.resource in self.site.kept)
         consumer = Consumer(self._context())
         # The device that outlived a worker is served before anything else, whoever is to be primary by now.
         if self.resource in self.site.kept or self._is_first():
@@ -330,7 +327,7 @@ class Runner:
             try:
                 await consumer.recover(at, digest, self.back.known_durable())
             except NotFoundError as err:
-                if self.site.view().sync_rest(self.resource, self.site.host) <= 0:
+                if self.seal.broken or self.site.view().sync_rest(self.resource, self.site.host) <= 0:
                     raise
                 return await self._restart_sync(err.text)
             self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
@@ -354,13 +351,14 @@ class Runner:
             known = self.back.known_durable()
             at, digest = await self.site.blocking(replica.step_back, self._env, self.publisher, at, digest, known)
         producer = Producer(self._context())
+        producer.primary.past = self.seal.accepted
         await producer.start(at, digest, self.back.known_durable(), first)
         self.producer = producer
+        self.seal.drop()
         assert producer.primary.header is not None
         self._facts({"is-primary": "1", "if-on": "1", "is-attached": "1", "is-replaying": "0", "open-count": "0"})
-        self.site.store.put_many(
-            [(paths.maxnr(self.resource), str(max(producer.primary.header.nr, self.site.view().maxnr(self.resource))))]
-        )
+        nr = max(producer.primary.header.nr, self.site.view().maxnr(self.resource))
+        self.site.store.put(paths.maxnr(self.resource), str(nr))
         wish = self.site.view().want_primary(self.resource, self.site.host)
         if wish and not is_force(wish):
             self.site.store.put(paths.want_primary(self.resource, self.site.host), "0")
@@ -428,6 +426,8 @@ class Runner:
     async def _secondary(self, want: Plan) -> bool:
         consumer = self.consumer
         assert consumer is not None
+        if self.seal.accepted:
+            return False
         gaps.finish(self, consumer)
         if consumer.damaged and self._looked_at != consumer.at:
             self._looked_at = consumer.at
@@ -484,7 +484,7 @@ class Runner:
             return True
         if (consumer.gap_ahead or consumer.missing_log) and await gaps.cross(self, consumer):
             return True
-        if consumer.withdrawn:
+        if consumer.withdrawn and not self.seal.broken:
             return await self._restart_sync("the empty log with which it began was withdrawn by its producer")
         if consumer.missing_log and want.sync_from:
             return await self._restart_sync("the source has not got the log any more that was due")
@@ -498,6 +498,7 @@ class Runner:
         await self.back.forget()
         self._forget_trouble()
         self.publisher.drop_hint()
+        self.seal.drop()
         if due is None:
             regions.drop(regions.path_of(self.directory()))
         else:
@@ -523,10 +524,8 @@ class Runner:
         """A new stream's view of the own logs."""
         if self.stock.end is None or self.disk_fd < 0:
             raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
-        return logsource.Source(
-            self.directory(), self.site.view().log_uuid(self.resource), self.resource, self.stock.end, self.stock.pins,
-            self._unreadable_in_thread,
-        )
+        return logsource.Source(self.directory(), self.site.view().log_uuid(self.resource), self.resource,
+                                self.stock.end, self.stock.pins, self._unreadable_in_thread)
 
     def _unreadable_in_thread(self, upto: LogPos) -> None:
         self.site.loop.call_soon_threadsafe(self._mend, upto)
@@ -573,6 +572,7 @@ class Runner:
     async def shutdown(self, force: bool) -> list[str]:
         """marsd stops. Who still uses the device ([]: all is stopped)."""
         async with self._turn:
+            users: list[str] = []
             if self.producer is not None:
                 users = await self.producer.take_device_away()
                 if users and not force:
@@ -583,6 +583,8 @@ class Runner:
             await self.back.stop()
             await self.stop_consumer()
             if self.disk_fd >= 0:
+                if not users:
+                    await self.seal.put(self._env)
                 os.close(self.disk_fd)
                 self.disk_fd = -1
                 with contextlib.suppress(MarsError, ConnectionError):

@@ -48,6 +48,7 @@ class Primary:
         self._fds: dict[int, int] = {}
         self._headers: dict[int, FileHeader] = {}
         self.changed: gap.Map | None = None                 # in emergency mode: the map
+        self.past = False                                   # the disk was changed past the log, nobody knows where
         self.rotate_lock = threading.Lock()
         self._publish_lock = threading.Lock()
         self._publish_wanted = False
@@ -69,7 +70,7 @@ class Primary:
         logs = [] if first else recovery.recover(self.env, at, at_digest, known_durable, uniques=same_device)
         try:
             self._check_sizes(logs)
-            changed = emergency.is_in_between(logs[-1], self.env.directory) if logs else None
+            changed = emergency.is_in_between(logs[-1], self.env.directory) if logs and not self.past else None
             while not self._build(logs[:-1] if changed else logs, at):
                 at, old, logs = self._bring_forward(logs), logs, []
                 recovery.close_all(old)
@@ -89,7 +90,10 @@ class Primary:
             writer.end_log(last.fd, last.end, last.path)
             self.env.facts.version(last.position, last.digest, point_before(last.header))
         nr = at.nr if first else last.header.nr + 1 if last else at.nr + 1
+        self.past = self.past and last is not None
+        nr += gap.STEP - 1 if self.past else 0
         self._start_log(nr, last.position if last else None, last.digest if last else record.NO_DIGEST, fresh=True)
+        self.past = False
 
     def _check_sizes(self, logs: list[recovery.Recovered]) -> None:
         """A device never becomes smaller along its history: who knows an older size only must not write on."""
@@ -133,7 +137,8 @@ class Primary:
         header = FileHeader(nr=nr, producer=env.host, resource=env.resource, uuid=env.uuid, log_id=record.new_log_id(),
                             device_size=env.device_size, block_size=env.block_size,
                             lamport_ns=stamp, real_ns=time.time_ns(),
-                            pred=pred, pred_digest=pred_digest)
+                            pred=pred, pred_digest=pred_digest,
+                            gap_id=record.new_log_id() if self.past else record.NO_ID)  # a gap without a map (rule 27)
         fd = writer.create_log(env.directory, header, _share(env.directory, FIRST_SPACE),
                                writer.take_spare(env.directory))
         allocated = os.fstat(fd).st_size // record.BLOCK * record.BLOCK

@@ -4,7 +4,8 @@
     2. the contents are those of one place of the history, not before the promised one: a prefix, whole and in order
     3. recovery twice, and recovery of what the first one left, give the same
     4. rule 12: where the replay link has no dirty length the disk holds just that place; else replaying the dirty
-       length, and no more, makes it so. No link says more than is there, and equal digests are equal bytes (rule 6)
+       length, and no more, makes it so. No link says more than is there, and equal digests are equal bytes (rule 6).
+       Such a disk is never called changed by somebody else
     5. a bit that turned in what was durable is damage, and is named (rule 5)
 
 The quick way recovers and replays with the real code (`volume.recovery`, `volume.replay.apply_windows`). Of some states
@@ -28,7 +29,7 @@ from marsx.log.record import BLOCK
 from marsx.peer.fetch import Start
 from marsx.tree import paths
 from marsx.tree.view import parse_replay
-from marsx.volume import recovery
+from marsx.volume import fingerprint, recovery
 from marsx.volume.primary import Primary
 from marsx.volume.replay import Replayer, apply_windows
 from tests.crash.host import MIB, RESOURCE, Host, make_host
@@ -153,6 +154,10 @@ class Checker:
         here = (at.nr, at.pos)
         if not self.truth.holds(end, here):
             raise Violation(f"the replay link {at} is ahead of the log ({end})")
+        known = fingerprint.last_writes(self.env, at, length)
+        self.count["witnesses"] += len(known) > 0
+        if bad := fingerprint.contradicted(self.host.disk_fd, known):
+            raise Violation(f"a disk that only MARS wrote to is called changed, at {bad[0]} (rule 12)")
         self._replay(logs, here, length)
         if self._image() != self.truth.contents[end]:
             raise Violation(f"after replay to {end} the disk is no prefix of the history: {self._difference(end)}")

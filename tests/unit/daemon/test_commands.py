@@ -26,7 +26,8 @@ def secondary(**messages: str) -> Any:
                             put_many=lambda items, durable: values.update(items))
     site = SimpleNamespace(host="a", store=store,
                            view=lambda: View([(rel, value, 1) for rel, value in values.items()], {}))
-    runner = SimpleNamespace(producer=None, consumer=None, exclusive=contextlib.nullcontext)
+    runner = SimpleNamespace(producer=None, consumer=None, exclusive=contextlib.nullcontext,
+                             seal=SimpleNamespace(broken=""))
 
     @contextlib.asynccontextmanager
     async def exclusive() -> Any:

@@ -14,6 +14,7 @@ from marsx.base.errors import DamagedError, PreconditionError
 from marsx.base.position import LogPos
 from marsx.log import record
 from marsx.volume import emergency, gap, recovery
+from marsx.volume.primary import Primary
 from tests.fix_volume import BLOCK, HOST, MIB, RESOURCE, UUID, Serving, Site, apply, flip, read_groups
 
 START = LogPos(1, HOST, 0)
@@ -229,6 +230,30 @@ def test_lost_map(make_site):
     assert gap.find(str(site.directory), header) is None
     with Serving(site, end) as one:
         assert not one.primary.volume.is_direct and one.logical() == bytes(twin)
+
+
+@pytest.mark.parametrize("emergency_too", [False, True])
+def test_a_disk_that_was_changed_directly_is_a_gap(make_site, emergency_too):
+    """Rule 27: a primary whose disk was changed past the log, nobody knows where, begins a gap log of which nobody has
+    a map, so that all members compare all; also where a map is open still, which does not know of it."""
+    site, twin = ready(make_site)
+    with Serving(site, first=True) as one:
+        load(one, twin, random.Random(30), 40)
+        end = emergency.enter(one.primary)
+        if not emergency_too:
+            emergency.leave(one.primary)
+        at, digest = site.facts.last("replayed")[1:3]
+    newest = gap.headers(str(site.directory), UUID, RESOURCE)[-1]
+    primary = Primary(site.env, site.disk.fd)
+    primary.past = True
+    try:
+        primary.open(at if emergency_too else newest.start, digest if emergency_too else "", lambda nr, producer: 0)
+        header = primary.header
+        assert header.nr == end.nr + 22 and header.gap_id not in (record.NO_ID, newest.gap_id)
+        assert header.pred == newest.start and gap.find(str(site.directory), header) is None
+        assert not primary.volume.is_direct and not primary.past
+    finally:
+        primary.close()
 
 
 def test_bit_before_data(make_site):
