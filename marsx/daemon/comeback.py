@@ -203,6 +203,8 @@ class Comeback:
             return "", ""
         if copy is None:
             return "the own logs have not been looked at yet", ""
+        if outcast := self.site.outcast():
+            return outcast, ""
         if self._ahead is not None:
             host, until = self._ahead
             if copy.at.order < until.order and time.monotonic() <= self._ask_after:

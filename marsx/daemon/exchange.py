@@ -179,6 +179,9 @@ class Exchange:
         self.heard: dict[str, float] = {}  # host -> monotonic time of the last word of itself
         self.reachable: set[str] = set()  # hosts that our own link to is up
         self.answered: set[str] = set()  # hosts that have told all they know, or did not answer our first call
+        self.incarnations: dict[str, str] = {}  # host -> of who answers at its address, while our link to it is up
+        self.guests: dict[str, dict[int, tuple[Peer, Link]]] = {}  # host -> its sessions here
+        self.on_real: Callable[[str, str], None] = lambda host, incarnation: None
         self._calls: dict[str, asyncio.Event] = {}
         self.states: dict[str, str] = {}  # host -> text for people
         self.errors: dict[str, Exception] = {}  # host -> why our own link to it is not up
@@ -224,8 +227,11 @@ class Exchange:
         pause = RETRY_MIN
         while True:
             try:
-                link, _ = await self._dial(host, SERVICE)
+                link, hello = await self._dial(host, SERVICE)
                 pause = RETRY_MIN
+                if hello is not None:
+                    self.incarnations[host] = hello.incarnation
+                    self.on_real(host, hello.incarnation)
                 queue: asyncio.Queue[list[str]] = asyncio.Queue()
                 try:
                     await self._push(host, link, queue)
@@ -261,6 +267,7 @@ class Exchange:
         if self._queues.get(host) is queue:
             del self._queues[host]
             self.acked.pop(host, None)
+            self.incarnations.pop(host, None)
             self.reachable.discard(host)
             self._on_peers()
 
@@ -341,6 +348,7 @@ class Exchange:
         host, expected = peer.host, 0
         unit: list[Entry] = []
         self._intake.begin(host)
+        self.guests.setdefault(host, {})[id(link)] = peer, link
         self._calls.setdefault(host, asyncio.Event()).set()  # it is up: no need to wait before we call
         try:
             while True:
@@ -359,6 +367,7 @@ class Exchange:
                     self._answered(host)
                 await link.send(Type.TREE_ACK, {"seq": seq, "sent": frame.header.get("sent")})
         finally:
+            del self.guests[host][id(link)]
             self._intake.end(host)
 
     def _heard(self, host: str, frame: wire.Frame) -> None:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Site:
     """See the module. `kept`: devices that the keeper held when the worker started (name -> descriptor count).
     `answered`: hosts that have told their whole tree, or have failed to answer our first call. `restart(why)`: end this
-    worker, the keeper starts another one."""
+    worker, the keeper starts another one. `outcast`: why others do not take this host for whom it says that it is."""
 
     paths: Paths
     host: str
@@ -46,6 +46,7 @@ class Site:
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     answered: Callable[[], set[str]] = set
     restart: Callable[[str], None] = print
+    outcast: Callable[[], str] = str
     started: float = field(default_factory=time.monotonic)
     shutting_down: bool = False
     promised: Callable[[str], int | None] = lambda resource: None  # from which log on a resource's logs are promised

@@ -55,7 +55,8 @@ MEANINGS = {
     Reason.TIMEOUT: "peer-silent", Reason.SILENT: "peer-silent", Reason.STALLED: "peer-silent",
     Reason.REFUSED: "peer-down", Reason.UNREACHABLE: "peer-down", Reason.LOST: "peer-down", Reason.CLOSED: "peer-down",
     Reason.TLS: "peer-refuses", Reason.UUID: "peer-refuses", Reason.NAME: "peer-refuses", Reason.AUTH: "peer-refuses",
-    Reason.NOT_MEMBER: "peer-refuses", Reason.CERTIFICATE: "peer-refuses", Reason.SERVICE: "version",
+    Reason.NOT_MEMBER: "peer-refuses", Reason.OUTCAST: "peer-refuses",
+    Reason.CERTIFICATE: "peer-refuses", Reason.SERVICE: "version",
     Reason.BUSY: "peer-refuses", Reason.GARBAGE: "version", Reason.FAILED: "peer-failed",
     Reason.SPLIT: "split-brain", Reason.MISSING: "log-missing", Reason.BEHIND: "source-behind",
 }

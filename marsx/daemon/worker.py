@@ -23,6 +23,7 @@ from marsx.base.errors import MarsError, PreconditionError
 from marsx.daemon import answers, commands, emergency, gaps, growth, housekeeping, verify
 from marsx.daemon.control import Control
 from marsx.daemon.exchange import HEARTBEAT_KEYS, Exchange
+from marsx.daemon.identity import Identity, outcast
 from marsx.daemon.keeperlink import KeeperLink
 from marsx.daemon.mounts import MountWatch
 from marsx.daemon.plan import sync_source
@@ -127,6 +128,7 @@ class Worker:
             kept,
             lambda: self.exchange.answered,
             self._restart,
+            outcast=lambda: outcast(self.exchange.errors),
         )
         self.space = emergency.Watch(self.site)
         self.start_service = commands.StartService(self)
@@ -158,6 +160,7 @@ class Worker:
         self._context: ssl.SSLContext | None = None
         self._leftover: set[asyncio.Task[Any]] = set()
         self.stalls, self.web = Stalls(self), Web(self)
+        self.identity = Identity(self.store, self.exchange, lambda key, text: self.site.say("", key, text))
 
     # ---- start ----
 
@@ -174,6 +177,7 @@ class Worker:
             LOG.error("%s", problem)
         self.settings.publish()
         self._context = tls.client_context(self.files)
+        tls.check_name(self.files, self.host)
         self.site.keeper.start(self.loop, self._keeper_says, self._keeper_lost)
         self._name_kept()
         for name in self._gone:
@@ -228,7 +232,7 @@ class Worker:
             contexts=tls.server_contexts(self.files),
             identity=self._identity,
             services=services,
-            is_member=self._is_member,
+            is_member=self.identity.check,
             join_open=self.tokens.any,
             timing=self._timing(),
             tcp_of=lambda service: self._timing(service).tcp,
@@ -271,17 +275,11 @@ class Worker:
 
     # ---- who may talk to us ----
 
-    def _is_member(self, peer: Peer) -> str:
-        if not self.store.get(paths.ip(peer.host)):
-            return f"{peer.host} is not in the address book of {self.host}"
-        member, removed = self.store.get(paths.host_member(peer.host)), self.store.get(paths.host_removed(peer.host))
-        return f"{peer.host} was removed from the cluster" if member and member == removed else ""
-
     def _admit(self, host: str, ip: str, address: str) -> list[Any]:
         """A token was proved: may `host` come in? Prepares the tree for it and hands it over."""
         if not paths.is_host(host) or host == self.host:
             raise PreconditionError(f"{host!r} cannot be the name of a new host here", "give the host another name")
-        if host in self.exchange.heard and self.exchange.ages().get(host, 1e9) < 30:
+        if self.store.get(paths.ip(host)) and host in self.exchange.heard and self.exchange.ages().get(host, 1e9) < 30:
             raise PreconditionError(
                 f"there is a host {host} in the cluster, and it is alive", "give the new host another name"
             )
@@ -422,6 +420,7 @@ class Worker:
                 for runner in list(self.runners.values()):
                     await self._keep_house(runner, count % every == 0, count % 10 == 0, scarce)
                 self.stalls.tick()
+                self.identity.tick()
                 await self.web.tick()
                 self.store.retry()
                 if count % 5 == 0:

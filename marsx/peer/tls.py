@@ -28,6 +28,7 @@ from marsx.base.position import is_host_name
 
 YEARS = 100
 PEM_LIMIT = 16 * 1024
+_COMMON_NAME = bytes.fromhex("0603550403")  # in DER
 
 _CONFIG = """
 [req]
@@ -197,6 +198,18 @@ def server_contexts(files: TlsFiles) -> ServerContexts:
 def client_context(files: TlsFiles) -> ssl.SSLContext:
     """For connections of this host to members. The name is compared by `client.connect` after the handshake."""
     return _context(files, ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED)
+
+
+def check_name(files: TlsFiles, host: str) -> None:
+    """PreconditionError unless the certificate of this host has this name, whatever the clock says."""
+    der = to_der(read_private(files.host_crt))
+    at = der.rfind(_COMMON_NAME) + len(_COMMON_NAME)  # the issuer's stands before
+    name = der[at + 2:at + 2 + der[at + 1]].decode("ascii", "replace") if len(_COMMON_NAME) <= at < len(der) - 2 else ""
+    if name != host:
+        raise PreconditionError(
+            f"this host is called {host!r}, its certificate in {files.directory} is that of {name[:63]!r}",
+            "give the host its old name again (hostname NAME); or, if /mars and certificates are those of another "
+            "host, move both away and join the cluster under the own name")
 
 
 def join_context(ca_pem: bytes | None) -> ssl.SSLContext:

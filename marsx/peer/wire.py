@@ -102,7 +102,8 @@ class Reason(enum.StrEnum):
     PROTO = "proto"  # the other side speaks another version
     UUID = "uuid"  # another cluster
     NAME = "name"  # certificate and name do not belong together, or another host answers at that address
-    NOT_MEMBER = "not-member"  # the other side does not know us (any more)
+    NOT_MEMBER = "not-member"  # the other side does not know us
+    OUTCAST = "outcast"  # we were removed, or another host is whom we say that we are
     CERTIFICATE = "certificate"  # came without certificate to a service that needs one
     SERVICE = "service"  # the other side does not have that service
     BUSY = "busy"  # too many connections

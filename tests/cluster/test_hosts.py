@@ -1,6 +1,7 @@
 """Hosts that come back wrong, disks that were used behind MARS's back (docs/operations.md; rules 21, 22, 25, 26)."""
 
 import os
+import shutil
 
 from damage import kill, messages
 from test_roles_operations import follow
@@ -93,3 +94,71 @@ def test_direct_use_of_a_data_device(pair):
     assert b.data.file.read_bytes() == before
     scenario.hand_over(b, a, "data")
     assert not changed(a) and not changed(b)
+
+
+def said(host: Host, key: str, name: str = "") -> str:
+    """A message of the host about itself, "" if it stands no more."""
+    text = host.link(f"actual-{name or host.name}/msg-{key}")
+    return "" if text.startswith("OK") else text
+
+
+def test_hosts_that_are_not_whom_they_say(pair):
+    """Rules 21, 22, 26: a removed primary that comes back with its old tree begins no log and is not believed; a copy
+    of a living host neither; a host under another name does not start. All say so on both sides; joining anew works."""
+    hosts = pair("abc", data_size=32 * MIB)
+    a, b, c = hosts
+    a.run(WRITE)
+    for host in (b, c):
+        scenario.wait_equal(a, host, "data")
+    scenario.hand_over(a, c, "data")
+    c.run(WRITE)
+    for host in (a, b):
+        scenario.wait_equal(c, host, "data")
+    kill(c)
+    a.run("marsadm disconnect data")
+    a.run("marsadm primary --force data")
+    a.run("marsadm connect data")
+    scenario.wait_device(a, "data")
+    a.run("marsadm lowlevel-delete-host c --force")
+    b.wait(lambda: not b.link("ips/ip-c"), what="b to hear of it")
+    c.marsd_start()
+    c.wait(lambda: said(c, "err-outcast"), 30, "c to say that nobody takes it")
+    assert c.link("resource-data/primary") == "c" and "join-cluster" in said(c, "err-outcast")
+    for host in (a, b):
+        host.wait(lambda host=host: "c from" in said(host, "wrn-refused-host"), 30, "the others to say so")
+    c.wait(lambda: "removed from the cluster" in messages(c, "inf-why"), 30, "the reason for its role")
+    assert c.devices() == [] and not a.link("ips/ip-c") and a.link("resource-data/primary") == "a"
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+
+    follow(hosts, "outcast-joins-anew")
+    shutil.copytree(b.path("/mars"), c.path("/mars"), symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(b.path("/etc/mars/tls"), c.path("/etc/mars/tls"))
+    mine = c.path("/mars/resource-data/data-b")
+    mine.unlink()
+    mine.symlink_to(c.data_device)
+    c.run("hostname b")
+    c.marsd_start()
+    a.wait(lambda: "has its identity" in said(a, "wrn-refused-host"), 30, "a to name the copy")
+    c.wait(lambda: "has its identity" in said(c, "err-outcast", "b"), 30, "the copy to say so")
+    assert a.link("resource-data/data-b") == b.data_device == b.link("resource-data/data-b")
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+    c.marsd_stop()
+
+    for name in ("x", "a"):
+        b.run("marsd stop", check=name == "x")
+        b.run(f"hostname {name}")
+        failed = b.run("marsd start", check=False)
+        assert failed.returncode == 3 and f"called '{name}'" in failed.stderr and "that of 'b'" in failed.stderr
+        assert b.devices() == []
+    b.run("hostname b")
+    b.marsd_start()
+
+    c.run(["sh", "-c", "rm -r /mars/* /etc/mars/tls; hostname c"])
+    scenario.join_cluster(a, c)
+    scenario.join_resource(c, "data")
+    a.run(WRITE)
+    for host in (b, c):
+        scenario.wait_equal(a, host, "data")
+    a.wait(lambda: "c from" not in said(a, "wrn-refused-host"), 30, "the end of the message")

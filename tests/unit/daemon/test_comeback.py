@@ -62,6 +62,7 @@ class FakeSite:
         return self.there
 
     answered = reachable
+    outcast = staticmethod(str)
 
     def say(self, resource: str, key: str, text: str) -> None:
         self.messages[key] = text

@@ -162,3 +162,12 @@ def test_without_openssl_the_message_says_so(tmp_path, monkeypatch):
     with pytest.raises(MarsError, match="not installed") as caught:
         tls.create_cluster(tls.TlsFiles(str(tmp_path / "tls")), "alpha")
     assert "apt-get" in caught.value.hint
+
+
+def test_a_host_of_another_name_does_not_start(hosts, tmp_path):
+    """Rule 22: the name in the certificate counts, not the one of the CA, and damage is no name."""
+    tls.check_name(hosts.alpha.files, "alpha")
+    tls.check_name(hosts.beta.files, "beta")
+    for files, name in ((hosts.alpha.files, "beta"), (hosts.beta.files, "alpha"), (hosts.beta.files, "mars")):
+        with pytest.raises(PreconditionError, match="is called"):
+            tls.check_name(files, name)
