@@ -35,7 +35,9 @@ def primary(ctx: Context, resource: str, args: tuple[str, ...]) -> Phases:
     """primary RES: take the role over, planned or by force."""
     view = ctx.view()
     require_member(view, resource, ctx.host)
-    if view.designated(resource) == ctx.host:
+    serves = view.actual(resource, ctx.host, "is-primary") == "1"
+    waits = ctx.options.force and not serves and not view.todo(resource, ctx.host, "connect")
+    if view.designated(resource) == ctx.host and not waits:
         _check_attach(view, resource, ctx.host)
         return _wait_device(ctx, resource)
     if ctx.options.force:
@@ -189,9 +191,10 @@ def _check_own_data(ctx: Context, view: View, resource: str) -> None:
 
 
 def _check_other_syncs(ctx: Context, view: View, resource: str) -> None:
-    """With more than two replicas, no living member is in the middle of a sync from the old primary."""
+    """With more than two replicas, no living member is in the middle of a sync from the old primary. Where nobody is
+    primary no sync goes on, and somebody has to become it."""
     members = view.members(resource)
-    if len(members) <= 2 or ctx.options.ignore_sync:
+    if len(members) <= 2 or ctx.options.ignore_sync or not view.actual_primaries(resource):
         return
     for other in (member for member in members if member != ctx.host):
         rest = view.sync_rest(resource, other)
@@ -208,10 +211,30 @@ def _forced(ctx: Context, resource: str) -> Iterator[None]:
     old = view.designated(resource)
     if old and old != ctx.host:
         ctx.warn(f"{resource}: {old} is not asked. If it has data that are not here, the result is a split brain")
-    want = (paths.FORCE if view.consistent(resource, ctx.host) else paths.IGNORE_SYNC) + os.urandom(8).hex()
+    said = view.messages(resource, ctx.host)
+    if view.sound(resource, ctx.host):
+        ctx.warn(f"{resource}: {said.get('err-resource', 'the logs here are damaged')}")
+        ctx.warn(f"{resource}: {said.get('inf-log-sound', 'what lies behind the damage is given up')}")
+    whole = view.consistent(resource, ctx.host) and not _mixture(view, resource, ctx.host)
+    want = (paths.FORCE if whole else paths.IGNORE_SYNC) + os.urandom(8).hex()
+    if not whole:
+        ctx.warn(f"{resource}: the disk here is not a whole state, and no other member has what is on it: on each of "
+                 f"them: marsadm invalidate {resource}")
     ctx.wish((paths.primary(resource), ctx.host), (paths.want_primary(resource, ctx.host), want))
     yield
     yield from _wait_device(ctx, resource)
+    lost = ctx.view().messages(resource, ctx.host).get("wrn-log-lost", "")
+    if lost and lost != said.get("wrn-log-lost"):
+        ctx.say(f"{resource}: {lost}")
+
+
+def _mixture(view: View, resource: str, host: str) -> str:
+    """Do the sound logs end where the disk is a mixture of states (rule 12)? Up to where it is, "" if they do not."""
+    replay, sound = view.replay(resource, host), view.sound(resource, host)
+    if replay is None or sound is None or not replay.length:
+        return ""
+    until = LogPos(replay.pos.nr, replay.pos.producer, replay.pos.pos + replay.length)
+    return str(until) if sound.pos.order < until.order else ""
 
 
 def check_forced(ctx: Context, view: View, resource: str) -> None:
@@ -223,6 +246,12 @@ def check_forced(ctx: Context, view: View, resource: str) -> None:
         )
     _check_attach(view, resource, host)
     _check_own_data(ctx, view, resource)
+    if (until := _mixture(view, resource, host)) and not ctx.options.ignore_sync:
+        raise PreconditionError(
+            f"{resource}: the disk here is a mixture of states up to {until}, and the logs hold only up to "
+            f"{state.fetched(view, resource, host)}",
+            f"marsadm connect {resource} heals them where another host has them; to use half a state: --ignore-sync",
+        )
     accepted = _accepted(ctx.options.accept_position)
     here = state.fetched(view, resource, host)
     if accepted is not None and here is not None and accepted == here:
@@ -290,7 +319,8 @@ COMMANDS = (
         --force, when the old primary is lost: the replica is disconnected here (marsadm disconnect RES), and no member
         that can be reached has more of the same history (--accept-position=POS gives that up).""",
         effect="""The other host need not be told: its marsd takes the device away, ends its log, grants the role.
-        When nothing is granted within --timeout everything is as before.""",
+        When nothing is granted within --timeout everything is as before.
+        --force over damaged logs takes over up to the last valid group, says what is lost, and keeps it aside.""",
         example="marsadm primary data", options="--force --ignore-sync --accept-position=POS --timeout=SECONDS",
     ),
     Command(

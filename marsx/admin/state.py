@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from marsx.base.position import LogPos
 from marsx.log import chain
 from marsx.tree.distance import LogMap
@@ -26,8 +28,9 @@ def tip(view: View, resource: str, host: str) -> LogPos | None:
 
 
 def fetched(view: View, resource: str, host: str) -> LogPos | None:
-    """How far `host` has the log."""
-    return LogMap(view, resource).fetched(host)
+    """How far `host` has the log, and it holds."""
+    sound = view.sound(resource, host)
+    return sound.pos if sound else LogMap(view, resource).fetched(host)
 
 
 def fetch_rest(view: View, resource: str, host: str) -> int:
@@ -58,10 +61,15 @@ def role_holder(view: View, resource: str) -> str:
 
 
 def has_more(view: View, resource: str, other: str, host: str) -> str:
-    """Up to where `other` continues the history of `host` (rule 23), or ""; what it was synced to counts too."""
+    """Up to where `other` continues the history of `host` (rule 23), or ""; what it was synced to counts too. Of logs
+    that are damaged only what holds counts."""
     known = histories(view, resource)
+    for one in (host, other):
+        sound = view.sound(resource, one)
+        with suppress(ValueError):  # of another host: it may be anything
+            known[one] = chain.ending_at(known[one], chain.Point(sound.digest, sound.pos)) if sound else known[one]
     if chain.relation(known[host], known[other]).verdict == "b_ahead":
-        return str(tip(view, resource, other))
+        return str(chain.end_of(known[other]))
     here, bound = fetched(view, resource, host), view.syncpos(resource, other)
     if bound and here and bound.pos > here:
         return f"{bound.pos}, the end of its sync"

@@ -37,7 +37,7 @@ from marsx.tree.roles import newest_log, right_holder
 from marsx.tree.store import Entry
 from marsx.tree.view import Mark, View, parse_replay, parse_version
 from marsx.volume import recovery
-from marsx.volume.env import Env
+from marsx.volume.env import Env, point_before
 from marsx.volume.primary import FAILURES, Primary
 from marsx.volume.recovery import Damage, KnownDurable, LogDamaged, LogMissing
 
@@ -65,6 +65,7 @@ class Comeback:
         self.kick = kick
         self.damage: Damage | None = None
         self.claims: dict[str, Entry] = {}
+        self.lost_memory = False  # they lie beyond the own history, and stop the resource
         self._healing = Activity()
         self._mending = Activity()
         self._asking = Activity()
@@ -85,7 +86,7 @@ class Comeback:
     async def forget(self) -> None:
         """The replica begins anew: nothing that was is of any worth. The others are told so."""
         await self.stop()
-        self.damage = None
+        self.damage, self.lost_memory = None, False
         self._say_again(self.claims)
         self.claims.clear()
 
@@ -95,12 +96,29 @@ class Comeback:
         view, own = self.site.view(), self.site.host
         table: dict[tuple[int, str], int] = {}
         for entry in reader.list_logs(self.directory):
+            before = self._point_before(entry) if entry.producer == own else None
             for host in {*view.members(self.resource), own} if entry.producer == own else {own}:
-                version = view.version(self.resource, host, entry.nr)
-                if version is not None and version.end.pos.producer == entry.producer:
+                text = view.version_text(self.resource, host, entry.nr)
+                version = parse_version(text)
+                if version is None or version.end.pos.producer != entry.producer:
+                    continue
+                if host == own or before is None or before == text.partition(":")[2]:
                     key = entry.nr, entry.producer
                     table[key] = max(table.get(key, 0), version.end.pos.pos)
+        replay = view.replay(self.resource, own)
+        if replay is not None:  # a window is written from what is durable in the log (rule 12)
+            key = replay.pos.nr, replay.pos.producer
+            table[key] = max(table.get(key, 0), replay.pos.pos + replay.length)
         return lambda nr, producer: table.get((nr, producer), 0)
+
+    def _point_before(self, entry: reader.LogEntry) -> str | None:
+        """What the log follows, as a version link says it; None: its header does not hold. Another log of the same name
+        (after force) follows something else."""
+        try:
+            with reader.open_log(entry.path, self.site.view().log_uuid(self.resource), self.resource) as log:
+                return point_before(log.header)
+        except MarsError:
+            return None
 
     # ---- damaged logs ----
 
@@ -287,6 +305,7 @@ class Comeback:
             hint = f"make another host primary if this one is, then here: marsadm invalidate {self.resource}"
             self.site.say(self.resource, "err-memory", f"{text}: {hint}")
             if not serving:
+                self.lost_memory = True
                 raise DamagedError(text, hint)
 
     def _lies_within(self, view: View, entry: Entry, end: LogPos) -> bool:

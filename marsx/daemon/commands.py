@@ -228,12 +228,12 @@ async def invalidate(worker: Worker, resource: str, args: dict[str, Any]) -> dic
     runner = _member(worker, resource)
     if runner.producer is not None or worker.site.view().designated(resource) == worker.site.host:
         raise PreconditionError(f"{resource}: this host is the primary", "only a secondary can be invalidated")
-    if worker.site.view().want_primary(resource, worker.site.host):
-        raise PreconditionError(f"{resource}: this host is about to become primary", "wait for the end of that")
     at = await _start(worker, resource, args)
     store, host = worker.site.store, worker.site.host
     todo = [paths.todo(resource, host, switch) for switch in SWITCHES]
     switches = [(rel, "1") for rel in todo if store.get(rel) != "1"]
+    wish = paths.want_primary(resource, host)  # may be that of a marsadm that was killed
+    switches += [(wish, "0")] if store.get(wish) not in ("", "0") else []
     if args.get("dry"):
         short = await shortcut.find(runner)
         facts = replica.fresh_facts(worker.site, resource, short.at if short else at, short.point if short else None)

@@ -119,7 +119,7 @@ class Patch(LogCopy):
                 bad.add(at)
         return found, bad
 
-    def _publish(self, force: bool = False, wait: bool = True) -> bool:
+    def _publish(self, force: bool = False, wait: bool = True, ended: bool = False) -> bool:
         """The version link is moved by recovery, when it has seen the whole."""
         return False
 
@@ -175,7 +175,8 @@ def nobody(answers: dict[str, Offer | str], away: Iterable[str]) -> str:
     said = [f"{host} has no more of it" if isinstance(answer, Offer) else answer for host, answer in answers.items()]
     said += [f"{host} cannot be reached" for host in away]
     return (f"no other member can give it back now ({'; '.join(said) or 'there is none'}). It is asked for again by "
-            "itself; for good only: primary --force on another member, then invalidate here")
+            "itself; for good only: primary --force on another member, then invalidate here; or primary --force here, "
+            "which gives up what lies behind")
 
 
 async def heal(site: Site, env: Env, resource: str, damage: Damage, host: str, end: int) -> Healed:

@@ -75,7 +75,7 @@ def may_produce(view: View, resource: str, host: str, local: Local) -> tuple[boo
     right = right_holder(view, resource)
     if right is None:
         return local.never_had_log, "" if local.never_had_log else "no log of this resource is known"
-    if _forced(view, resource, host):
+    if forced(view, resource, host):
         return True, ""
     if right.host == host:
         if right.mark is None:
@@ -178,15 +178,36 @@ def _why_not(view: View, resource: str, host: str, local: Local) -> str:
     """Why the designated primary cannot begin yet, or ""."""
     if local.clock_problem:
         return local.clock_problem
-    if local.hold and not _forced(view, resource, host):
+    if local.hold and not forced(view, resource, host):
         return local.hold
     allowed, why = may_produce(view, resource, host, local)
-    if allowed and not view.consistent(resource, host) and not _ignores_sync(view, resource, host):
+    if not allowed:
+        return why
+    if ignores_sync(view, resource, host) or _has_taken(view, resource, host):
+        return ""
+    if not view.consistent(resource, host):
         return "this replica is not consistent"
-    return "" if allowed else why
+    if _is_mixture(view, resource, host, local):
+        return "the disk is a mixture of states behind which the logs end"
+    return ""
 
 
-def _forced(view: View, resource: str, host: str) -> bool:
+def _has_taken(view: View, resource: str, host: str) -> bool:
+    """Was this disk made a device by --ignore-sync, and does the newest log come from here? Then what was written on it
+    is the newest there is: it goes on after a restart."""
+    right = right_holder(view, resource)
+    return bool(view.actual(resource, host, "taken")) and right is not None and right.host == host == right.producer
+
+
+def _is_mixture(view: View, resource: str, host: str, local: Local) -> bool:
+    """Do the logs end inside of a window that was being written to the disk (rule 12)?"""
+    replay = view.replay(resource, host)
+    if replay is None or not replay.length or local.fetched is None:
+        return False
+    return local.fetched.order < (replay.pos.nr, replay.pos.pos + replay.length)
+
+
+def forced(view: View, resource: str, host: str) -> bool:
     """Only where `primary --force` has said so itself: a designated host that is disconnected may just be waiting."""
     return (view.designated(resource) == host and not view.todo(resource, host, "connect")
             and is_force(view.want_primary(resource, host)))
@@ -199,12 +220,12 @@ def is_force(wish: str) -> bool:
 
 def stale_force(view: View, resource: str, host: str) -> bool:
     """The wish of `primary --force` is over: another host is designated, or this one is connected again."""
-    return is_force(view.want_primary(resource, host)) and not _forced(view, resource, host)
+    return is_force(view.want_primary(resource, host)) and not forced(view, resource, host)
 
 
-def _ignores_sync(view: View, resource: str, host: str) -> bool:
+def ignores_sync(view: View, resource: str, host: str) -> bool:
     """Force alone does not make half a disk a device."""
-    return (_forced(view, resource, host)
+    return (forced(view, resource, host)
             and view.want_primary(resource, host).startswith(paths.IGNORE_SYNC))
 
 

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from marsx.base.errors import NotFoundError, PreconditionError
+from marsx.daemon import salvage
 from marsx.daemon.housekeeping import deletable, delete_logs
 from marsx.tree import paths
 
@@ -50,6 +51,7 @@ async def log_purge_all(worker: Worker, resource: str, args: dict[str, Any]) -> 
             return {"ok": True, "changes": [], "effects": [f"delete {name}" for name in names]}
         if found:
             await worker.site.blocking(shutil.rmtree, aside)
+        worker.site.say(resource, salvage.LOST, "")
         return {"ok": True, "deleted": [*kept, *delete_logs(worker, runner, None)]}
 
 

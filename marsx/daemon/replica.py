@@ -40,7 +40,8 @@ def fresh_facts(site: Site, resource: str, at: LogPos, behind: Point | None = No
     host, view = site.host, site.view()
     gone = [(paths.version(resource, nr, host), DELETED) for nr in view.version_numbers(resource, host)]
     mark = DELETED if behind is None else f"{behind.at},0,{behind.digest}"
-    for rel, value in ((paths.syncpos(resource, host), mark), (paths.actual(resource, host, "fetched"), DELETED)):
+    for rel, value in ((paths.syncpos(resource, host), mark), (paths.actual(resource, host, "fetched"), DELETED),
+                       (paths.actual(resource, host, "taken"), DELETED)):
         if value != DELETED or site.store.get(rel):
             gone.append((rel, value))
     return [(paths.syncstatus(resource, host), "0"), *gone, (paths.replay(resource, host), f"{at},0")]

@@ -19,12 +19,12 @@ from collections.abc import AsyncIterator
 from marsx.base import disk, messages
 from marsx.base.errors import DamagedError, MarsError, NotFoundError, PreconditionError
 from marsx.base.position import LogPos
-from marsx.daemon import emergency, gaps, logsource, regions, replica
+from marsx.daemon import emergency, gaps, logsource, regions, replica, salvage
 from marsx.daemon.comeback import Comeback
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.context import Context, make_env
 from marsx.daemon.facts import Publisher
-from marsx.daemon.plan import Local, Plan, grant_to, is_force, plan, stale_force
+from marsx.daemon.plan import Local, Plan, forced, grant_to, is_force, plan, stale_force
 from marsx.daemon.producer import Producer
 from marsx.daemon.rates import Rates, counted
 from marsx.daemon.scrub import Scrub
@@ -63,6 +63,7 @@ class Runner:
         self.replay_trouble = ""  # of the data device: replay and sync stop, the log is still fetched
         self.seal = Seal(self)
         self.back = Comeback(site, resource, self.directory(), self.kick)
+        self.salvage = salvage.Salvage(self)
         self.syncing = Syncing(site, resource, self.publisher, self._changed, self.span_trouble)
         self.why: dict[str, str] = {}  # what the newest plan does not want to run, with the reason
         self._looked_at: LogPos | None = None  # where replay found a damaged log last
@@ -147,7 +148,7 @@ class Runner:
     def _say_trouble(self) -> None:
         self.site.say(self.resource, "err-resource", self.trouble or self.replay_trouble)
 
-    def _forget_trouble(self) -> None:
+    def forget_trouble(self) -> None:
         """The replica was detached, or begins anew."""
         self.trouble = self.replay_trouble = ""
         self._say_trouble()
@@ -211,6 +212,8 @@ class Runner:
             return await self.detach()
         if want.attach and self.disk_fd < 0:
             return await self._attach()
+        if self._env is not None and self.disk_fd >= 0 and await self.salvage.follow(self._env, self._position):
+            return True
         if self.back.damage is not None and self._env is not None and self.disk_fd >= 0:
             self.back.start_healing(self._env, self._set_trouble, self._healed)
         if self.disk_fd >= 0 and self.producer is None and self.consumer is None and not self.trouble:
@@ -292,7 +295,7 @@ class Runner:
         os.close(self.disk_fd)
         self.disk_fd = -1
         await self.site.keeper.call("disk-close", path=self.device_path)
-        self._forget_trouble()
+        self.forget_trouble()
         self._facts({"is-attached": "0"})
         return True
 
@@ -324,14 +327,18 @@ class Runner:
         if self.resource in self.site.kept or self._is_first():
             consumer.at, consumer.digest = at, digest
         else:
+            gone = {"is-primary": "0", "if-on": "0", "open-count": "0"}
             try:
                 await consumer.recover(at, digest, self.back.known_durable())
-            except NotFoundError as err:
-                if self.seal.broken or self.site.view().sync_rest(self.resource, self.site.host) <= 0:
+            except (DamagedError, NotFoundError) as err:
+                self._facts(gone)
+                broken = self.seal.broken or isinstance(err, DamagedError)
+                if broken or self.site.view().sync_rest(self.resource, self.site.host) <= 0:
                     raise
                 return await self._restart_sync(err.text)
-            self._facts({"is-primary": "0", "if-on": "0", "open-count": "0"})
+            self._facts(gone)
             self.back.recovered()
+            salvage.forget(self)
         self.consumer = consumer
         return True
 
@@ -342,8 +349,8 @@ class Runner:
     # ---- primary ----
 
     async def _become_primary(self) -> bool:
-        at, digest, first = *self._where(), self._is_first()
-        if older := self.back.older(self.site.view()):
+        at, digest, first, view = *self._where(), self._is_first(), self.site.view()
+        if (older := self.back.older(view)) and not forced(view, self.resource, self.site.host):
             raise DamagedError(older)
         await self.stop_consumer()
         self._env = self._make_env()
@@ -356,6 +363,7 @@ class Runner:
         self.producer = producer
         self.seal.drop()
         assert producer.primary.header is not None
+        salvage.begun(self, producer.primary.header)
         self._facts({"is-primary": "1", "if-on": "1", "is-attached": "1", "is-replaying": "0", "open-count": "0"})
         nr = max(producer.primary.header.nr, self.site.view().maxnr(self.resource))
         self.site.store.put(paths.maxnr(self.resource), str(nr))
@@ -447,11 +455,7 @@ class Runner:
             if want.primary or self.trouble:
                 return False
             await consumer.recover(*self._where(), self.back.known_durable())
-        if (
-            not want.sync_from
-            and consumer.sync.running
-            or (consumer.sync.running and consumer.sync.key != want.sync_from)
-        ):
+        if consumer.sync.running and consumer.sync.key != want.sync_from:
             await consumer.sync.stop()
             self._facts({"is-syncing": "0"})
             self.site.say(self.resource, "inf-sync", "")
@@ -496,7 +500,7 @@ class Runner:
         await self.stop_consumer()
         keep = replica.discarded(self.site, self.resource)
         await self.back.forget()
-        self._forget_trouble()
+        self.forget_trouble()
         self.publisher.drop_hint()
         self.seal.drop()
         if due is None:
@@ -507,7 +511,7 @@ class Runner:
         self.site.store.put(paths.syncstatus(self.resource, self.site.host), "0", durable=True)
         self.site.store.put_many(replica.fresh_facts(self.site, self.resource, at, behind), durable=True)
         replica.set_logs_aside(self.site, self.resource, keep)
-        for key in ("err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal"):
+        for key in ("err-splitbrain-detected", "err-fetch", "err-sync", "err-memory", "inf-heal", *salvage.KEYS):
             self.site.say(self.resource, key, "")
         self.site.forget_view()
 

@@ -181,6 +181,18 @@ def tip(history: History) -> Place:
     return canonical(history, history[max(history)].end) if history else None
 
 
+def ending_at(history: History, end: Point) -> dict[int, VersionLink]:
+    """The history as far as this point of its own."""
+    links = {nr: link for nr, link in history.items() if nr < end.at.nr}
+    here = history.get(end.at.nr)
+    return {**links, end.at.nr: VersionLink(end, here.prev if here is not None else None)}
+
+
+def end_of(history: History) -> LogPos | None:
+    """The end of its newest log."""
+    return history[max(history)].end.at if history else None
+
+
 def points(history: History) -> Iterator[Point]:
     """The canonical points of a history from its tip down, as far as they are known."""
     place = tip(history)

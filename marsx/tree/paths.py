@@ -92,8 +92,9 @@ _ACTUAL = {
     "is-primary": "switch", "has-emergency": "switch", "is-emergency": "switch", "if-on": "switch",
     "open-count": "number", "if-flying": "number", "if-state": "signed", "if-completion-stamp": "stamp",
     "disk-error": "signed", "replay-code": "signed", "granted": "granted", "incarnation": "token", "begun": "token",
-    "fetched": "position", "verify-state": "token", "verify-source": "host", "verify-pos": "number",
-    "verify-differs": "number", "verify-repaired": "number", "verify-time": "stamp", "stalled": "stalls",
+    "fetched": "position", "sound": "position", "taken": "token", "verify-state": "token",
+    "verify-source": "host", "verify-pos": "number", "verify-differs": "number", "verify-repaired": "number",
+    "verify-time": "stamp", "stalled": "stalls",
     **{f"{what}-{which}_rate": "number" for what in ("ops", "amount") for which in ("sync", "file", "replay", "if")},
 }
 

@@ -5,8 +5,10 @@ the holder may pass it on again in the same way. Grants for other logs than N ar
 chain is followed along rising stamps: a grant is always written after the one that it follows was seen, so a right
 that came back is told from one that was given away.
 
-Two logs with one number are a split brain (force). Then the designated primary's log counts, so that it can go on after
-a restart; among others the name decides, so that all hosts with the same tree have the same answer.
+The right is one of a history, not of a number. Where histories have parted (force), that of the designated primary
+counts, however many logs others have: what he appends to it takes nothing from them, and he can go on after a restart.
+Nobody is left out who may only be ahead, or of whom the links do not tell. Among logs with one number the designated
+primary's counts, else the name decides, so that all hosts with the same tree have the same answer.
 """
 from __future__ import annotations
 
@@ -34,6 +36,8 @@ def newest_log(view: View, resource: str) -> tuple[int, str]:
     best = (0, False, "")
     designated = view.designated(resource)
     for host, links in view.version_texts(resource).items():
+        if _has_parted(view, resource, host, designated):
+            continue
         for nr in links:
             version = view.version(resource, host, nr)
             if version is not None and nr >= best[0]:
@@ -42,6 +46,27 @@ def newest_log(view: View, resource: str) -> tuple[int, str]:
                     continue
                 best = max(best, (version.end.pos.nr, producer == designated, producer))
     return best[0], best[2]
+
+
+def _has_parted(view: View, resource: str, host: str, designated: str) -> bool:
+    """Is neither history a part of the other, for sure?"""
+    if host == designated or designated not in view.members(resource):
+        return False
+    here, there = _tip(view, resource, host), _tip(view, resource, designated)
+    return (here is not None and there is not None and view.in_history(resource, host, there) is False
+            and view.in_history(resource, designated, here) is False)
+
+
+def _tip(view: View, resource: str, host: str) -> Mark | None:
+    """The end of its history; an empty log is none (rule 7)."""
+    numbers = view.version_numbers(resource, host)
+    version = view.version(resource, host, numbers[-1]) if numbers else None
+    while version is not None and version.end.pos.pos == 0 and version.previous is not None:
+        lower = view.version(resource, host, version.previous.pos.nr)
+        if lower is None or version.previous.pos.pos:
+            return version.previous
+        version = lower
+    return version.end if version is not None else None
 
 
 def _is_there(view: View, resource: str, producer: str, nr: int) -> bool:

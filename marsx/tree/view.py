@@ -299,6 +299,10 @@ class View:
     def fetched(self, resource: str, host: str) -> Mark | None:
         return parse_mark(self._text(paths.actual, resource, host, "fetched"))
 
+    def sound(self, resource: str, host: str) -> Mark | None:
+        """Up to where its logs hold, if they are damaged."""
+        return parse_mark(self._text(paths.actual, resource, host, "sound"))
+
     def version(self, resource: str, host: str, nr: int) -> Version | None:
         return parse_version(self.version_text(resource, host, nr))
 

@@ -16,6 +16,7 @@ it is sound here, and how far it is known to go on. Nothing is changed then.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,6 +164,8 @@ def _recover_one(env: Env, log: writer.LogFile, start: int, digest: str, known_d
         known = known_durable(log.nr, log.producer) if log.end is None else 0
         if not start:                                       # an empty log may have been made again under its name
             digest = log.header.digest0
+        elif start == log.end and log.end_digest:           # nothing of it is read, and its successor confirms it
+            digest = log.end_digest
         elif not digest or not _reaches(fd, start):
             digest = _digest_at(fd, log, start)
         try:
@@ -191,9 +194,14 @@ def _confirm(fd: int, log: writer.LogFile, start: int, digest: str) -> None:
         found = reader.digest_behind(fd, log.header, start)
     except OSError:                                         # it reads more than that group
         found = _digest_at(fd, log, start)
-    if digest != found:
-        raise DamagedError(f"{log.path} does not confirm the digest known at the replay position {start}",
-                           "remove local-HOST/position-RESOURCE and try again; else invalidate this replica")
+    if digest == found:
+        return
+    text = f"{log.path} does not confirm the digest known at the replay position {start}"
+    with contextlib.suppress(reader.Unreadable):
+        result = reader.scan(fd, log.header, limit=start, look=0)
+        if result.end < start:
+            raise LogDamaged(f"{text}: damaged {result.detail}", HINT, _damage(log, result, 0, start))
+    raise DamagedError(text, "remove local-HOST/position-RESOURCE and try again; else invalidate this replica")
 
 
 def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:
@@ -203,6 +211,9 @@ def _digest_at(fd: int, log: writer.LogFile, pos: int) -> str:
         raise _unreadable(log, err, 0, pos) from err
     if result.end == pos:
         return result.digest
+    with contextlib.suppress(OSError):                      # what is damaged below is on the own disk already
+        if found := reader.digest_behind(fd, log.header, pos):
+            return found
     text = f"{log.path}: the replay position {pos} is not the end of a valid group"
     if result.reason == "limit":
         raise DamagedError(text, "invalidate this replica; if it is the only one, see the manual on damaged logs")

@@ -27,6 +27,9 @@ class Found:
     starts: int = 0
     forced: int = 0
     parted: int = 0
+    damaged: int = 0
+    salvaged: int = 0
+    hopeless: int = 0
     failures: list[str] = field(default_factory=list)
 
 
@@ -64,6 +67,8 @@ def search(seeds: Iterable[int], place: str, most: int = 1) -> Found:
         world, failure = tell(seed, place)
         found.starts, found.forced = found.starts + world.starts, found.forced + bool(world.forced)
         found.parted += world.parted
+        found.damaged, found.salvaged = found.damaged + bool(world.damaged), found.salvaged + bool(world.salvaged)
+        found.hopeless += world.hopeless
         if failure:
             found.failures.append(f"{failure}\n(again: python -m tests.sim.cluster --seed {seed})")
             if len(found.failures) >= most:
@@ -87,7 +92,8 @@ def main() -> int:
         found = search(range(args.seed, args.seed + args.count), place, most=20)
     print("\n".join(found.failures))
     print(f"{args.count} histories from seed {args.seed}: {found.starts} times primary, {found.forced} with force, "
-          f"{found.parted} split brains, {len(found.failures)} failures, {time.process_time() - began:.0f} s")
+          f"{found.parted} split brains, {found.damaged} with damaged logs, {found.salvaged} where force ended them, "
+          f"{found.hopeless} without a whole disk, {len(found.failures)} failures, {time.process_time() - began:.0f} s")
     return int(bool(found.failures))
 
 

@@ -5,6 +5,7 @@ import asyncio
 import contextvars
 import os
 import random
+import time as real_time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,9 +14,10 @@ from typing import Any
 from unittest import mock
 
 from marsx.daemon import comeback, commands, consumer, emergency, gaps, heal, logcopy, replica, resource, syncing
+from marsx.daemon import salvage as daemon_salvage
 from marsx.log import record
 from marsx.log.record import BLOCK
-from marsx.volume import primary
+from marsx.volume import primary, salvage
 from tests.sim import cluster_host as sim
 from tests.sim.cluster_host import Host
 from tests.sim.cluster_volume import SimProducer, Truth, Volume
@@ -43,6 +45,10 @@ class Base(Wire):
         self.forced = 0
         self.starts = 0
         self.parted = 0
+        self.peaceful = False  # nothing bad happens any more
+        self.damaged = 0  # logs
+        self.salvaged = 0  # times that force ended damaged logs
+        self.hopeless = False  # nobody has a whole state of the disk
         self.violation: BaseException | None = None
         self.log: list[str] = []
 
@@ -85,12 +91,13 @@ class Base(Wire):
 
     @contextmanager
     def _played(self) -> Iterator[None]:
-        clock = SimpleNamespace(monotonic=self.loop.time, time_ns=lambda: self.now, time=lambda: self.now / SECOND)
+        clock = SimpleNamespace(monotonic=self.loop.time, time_ns=lambda: self.now, time=lambda: self.now / SECOND,
+                                strftime=real_time.strftime, localtime=real_time.localtime)
         ids = random.Random(self.seed ^ 0x5EED)
         with ExitStack() as stack:
             def play(where: Any, name: str, value: Any) -> None:
                 stack.enter_context(mock.patch.object(where, name, value))
-            for module in (comeback, commands, logcopy, resource, replica, primary):
+            for module in (comeback, commands, logcopy, resource, replica, primary, salvage, daemon_salvage):
                 play(module, "time", clock)
             play(record, "new_log_id", lambda: ids.randbytes(16))
             play(resource, "Producer", SimProducer)
@@ -102,8 +109,20 @@ class Base(Wire):
             play(heal, "fetch_logs", sim.fetch_logs)
             play(heal, "ask_all", sim.ask_all)
             play(replica, "start_position", sim.start_position)
+            play(salvage, "_next_log", self._salvaged(salvage._next_log))
             play(syncing, "sync_resource", sim.sync_resource)
             yield
+
+    def _salvaged(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """The log that force begins behind damaged ones. A digest that nobody knew is a history of its own."""
+        def begin(env: Any, sound: Any) -> Any:
+            header = real(env, sound)
+            self.salvaged += 1
+            self.note(f"{env.host} ends its logs at {sound.end}")
+            self.truth.invent(header, tuple(self.hosts[env.host].blocks()))
+            self.truth.begin(header)
+            return header
+        return begin
 
     def _task(self, loop: Any, work: Any, **args: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **args)

@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
 from marsx.admin import roles as admin_roles
 from marsx.base.errors import MarsError
+from marsx.base.position import log_name
+from marsx.log import record
 from marsx.log.record import BLOCK
 from marsx.tree import paths
 from marsx.tree.paths import NONE
@@ -20,7 +23,7 @@ from tests.sim.cluster_volume import BLOCKS, SIZE, Volume
 FLUSH_S = 0.02
 EVENTS = (("write", 30), ("write_back", 8), ("tick", 8), ("rotate", 4), ("delete", 3), ("housekeep", 2), ("planned", 8),
           ("forced", 9), ("secondary", 1), ("switch", 2), ("invalidate", 1.5), ("use", 2), ("cut", 5), ("join", 5),
-          ("kill", 4), ("power", 3), ("die_soon", 5), ("boot", 10), ("clock", 2))
+          ("kill", 4), ("power", 3), ("die_soon", 5), ("boot", 10), ("clock", 2), ("damage", 4))
 
 
 class Chaos(Base):
@@ -176,6 +179,63 @@ class Chaos(Base):
     def _do_die_soon(self, host: Host) -> None:
         if host.up:
             host.dies_in = self.rng.randint(1, 25)
+
+    def _do_damage(self, host: Host) -> None:
+        """A log of a host is not what it was, when the host starts the next time. Only where somebody may use force."""
+        logs = host.store.log_files(RES) if self.force else []
+        if not logs:
+            return
+        if host.up:
+            self.crash(host, power=False)
+        at = int(host.store.get(paths.replay(RES, host.name))[4:13] or 0)
+        due = [log for log in logs if log.nr >= at]
+        one = self.rng.choice(due if due and self.rng.random() < 0.8 else logs)
+        path = os.path.join(host.logs, log_name(one.nr, one.producer))
+        what = self.rng.choice(("bit", "bit", "header", "gone", "short"))
+        if not self._is_known(host, one.nr, path):
+            return
+        size = os.path.getsize(path)
+        if what == "gone":
+            os.unlink(path)
+        elif what == "short":
+            os.truncate(path, self.rng.randrange(0, size + 1, BLOCK))
+        else:
+            with open(path, "r+b") as file:
+                file.seek(0 if what == "header" or size <= BLOCK else self.rng.randrange(BLOCK, size))
+                file.write(bytes([self.rng.randrange(256)]))
+        if self.rng.random() < 0.5:
+            host.hint = "", ""
+        self.damaged += 1
+        self.note(f"{what} in {os.path.basename(path)} of {host.name}")
+        if self.rng.random() < 0.5:
+            asyncio.ensure_future(self._force_alone(host))
+
+    def _is_known(self, host: Host, nr: int, path: str) -> bool:
+        """Does the own tree tell how far this log goes? What nobody knows of may be gone like a torn tail."""
+        if not os.path.exists(path):
+            return False
+        with open(path, "rb") as file:
+            block = file.read(BLOCK)
+        log = self.truth.logs[record.FileHeader.parse(block).log_id] if not record.is_rotten(block) else None
+        said = View(host.tree.links.values()).version(RES, host.name, nr)
+        if log is None or said is None or said.end.pos.producer != log.header.producer:
+            return False
+        host.tree.sync()
+        return all(end <= said.end.pos.pos or BLOCK + end > os.path.getsize(path) for _, end, _, _ in log.groups)
+
+    async def _force_alone(self, host: Host) -> None:
+        """Nobody else can be reached: what holds of its logs is all there is."""
+        if self.peaceful:
+            return
+        for pair, line in self.lines.items():
+            if host.name in pair:
+                line.blocked = True
+                self.cut(*pair)
+        if not host.up:
+            self.boot(host)
+        await asyncio.sleep(0.5)
+        if host.up and not self.peaceful:
+            self.spawn(host, self.forcing(host))
 
     def _do_boot(self, _: Host) -> None:
         for one in self.hosts.values():

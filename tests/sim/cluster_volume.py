@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from marsx._ext import marsreplay, marssum
@@ -59,6 +59,16 @@ class Truth:
             assert (old.nr, old.producer, pred[1]) == (header.pred.nr, header.pred.producer, header.pred.pos)
         self.logs[header.log_id] = LogTruth(header, pred)
         self.points[header.digest0] = header.log_id, 0
+
+    def invent(self, header: FileHeader, disk: Image) -> None:
+        """The log behind a disk position whose digest nobody knows: of that log nothing is proved but this disk."""
+        if header.pred is None or header.pred_digest in self.points:
+            return
+        past = replace(header, nr=header.pred.nr, producer=header.pred.producer, log_id=header.log_id[::-1])
+        pred = next((one.pred for one in self.logs.values() if (one.header.nr, one.header.producer) ==
+                     (past.nr, past.producer)), None)
+        self.logs[past.log_id] = LogTruth(past, pred, [(0, header.pred.pos, 0, disk[0])], {header.pred.pos: disk})
+        self.points[header.pred_digest] = past.log_id, header.pred.pos
 
     def canonical(self, point: Point | None) -> Point | None:
         """Without empty logs on top (rule 7)."""

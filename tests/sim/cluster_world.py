@@ -34,7 +34,8 @@ class World(Checks):
             await self._peace()
             self.check_verdict()
             await self._repair()
-            await self._progress()
+            if not self.hopeless:
+                await self._progress()
         except Violation as err:
             self.note(self.picture())
             self.violation = self.violation or err
@@ -42,6 +43,7 @@ class World(Checks):
     async def _peace(self) -> None:
         """All up, all connected, all switched on, no device in use."""
         self.note("peace")
+        self.peaceful = True
         for line in self.lines.values():
             line.blocked = False
         for host in self.hosts.values():
@@ -71,7 +73,8 @@ class World(Checks):
     async def _repair(self) -> None:
         """What the manual says: a primary, then `invalidate` on everybody who does not follow it."""
         winner = await self._winner()
-        for _ in range(3):
+        for _ in range(3 if winner else 0):
+            assert winner is not None
             losers = [host for host in self.hosts.values() if host is not winner and not self.follows(host, winner)]
             for host in losers:
                 self.note(f"{host.name} does not follow: invalidate")
@@ -81,10 +84,14 @@ class World(Checks):
             await self.settle(6 if losers else 3)
             if all(self.follows(host, winner) for host in self.hosts.values() if host is not winner):
                 return
+        if winner is None:
+            self.hopeless = True
+            return
         raise self.broken(f"after the repair {[h.name for h in losers]} do not follow {winner.name}: "
                           + "; ".join(self.why(host) for host in losers))
 
-    async def _winner(self) -> Host:
+    async def _winner(self) -> Host | None:
+        """None: logs were damaged, and no disk is a whole state without them (--ignore-sync is not tried)."""
         for host in self.hosts.values():
             if host.volume is not None and host.view_designated() == host.name:
                 return host
@@ -99,6 +106,8 @@ class World(Checks):
                 await self.settle(3)
                 if host.volume is not None:
                     return host
+        if self.damaged and all(self.is_half(host) for host in order):
+            return None
         raise self.broken("nobody can become primary: " + "; ".join(self.why(host) for host in self.hosts.values()))
 
     async def _progress(self) -> None:
@@ -118,5 +127,5 @@ class World(Checks):
             if self.point(other) != end:
                 raise self.broken(f"{other.name} does not follow {host.name}: {self.why(other)}")
         self.check_leftovers(end)
-        if not self.forced:
+        if not self.forced and not self.damaged:
             self.check_writes(end)

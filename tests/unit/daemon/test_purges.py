@@ -41,7 +41,7 @@ def worker(tmp_path: Path) -> Any:
 
     runner = SimpleNamespace(resource=R, trouble="", exclusive=exclusive, kick=lambda: None, producer=None)
     site = SimpleNamespace(host="a", store=store, lamport=lamport, blocking=blocking,
-                           view=lambda: View(store.entries()))
+                           view=lambda: View(store.entries()), say=lambda resource, key, text: None)
     return SimpleNamespace(site=site, exchange=exchange, runner=runner, runners={R: runner})
 
 

@@ -71,3 +71,33 @@ def test_split_brain_has_one_answer(designated: str) -> None:
     entries = [version("a", 2, "a"), version("c", 2, "c"), (paths.primary("r"), designated, 9), version("b", 1, "a")]
     found = {newest_log(View(order), "r") for order in itertools.permutations(entries)}
     assert found == {(2, "a" if designated == "a" else "c")}
+
+
+def link(host: str, nr: int, producer: str, pos: int, before: tuple[str, int] | None = None) -> tuple[str, str, int]:
+    """A version link; `before`: producer and end of the log before."""
+    prev = f"{D},log-{nr - 1:09d}-{before[0]},{before[1]}" if before else ""
+    return paths.version("r", nr, host), f"{D},log-{nr:09d}-{producer},{pos}:{prev}", 5
+
+
+MEMBERS = [(paths.data("r", host), "/dev/x", 1) for host in "abc"]
+A_GOES_ON = [link("a", 1, "a", 8192), link("a", 2, "a", 4096, ("a", 8192)), link("a", 3, "a", 4096, ("a", 4096))]
+B_FORCED = [link("b", 1, "a", 4096), link("b", 2, "b", 4096, ("a", 4096))]
+
+
+@pytest.mark.parametrize(("designated", "entries", "holder"), [
+    pytest.param("b", [*A_GOES_ON, *B_FORCED], ("b", 2, "b"), id="the forced one's, however many logs the other has"),
+    pytest.param("a", [*A_GOES_ON, *B_FORCED], ("a", 3, "a"), id="the other one's, when it is to be primary"),
+    pytest.param("(none)", [*A_GOES_ON, *B_FORCED], ("a", 3, "a"), id="nobody is: the number"),
+    pytest.param("b", [*A_GOES_ON, link("b", 1, "a", 4096), link("b", 2, "b", 0, ("a", 4096))], ("a", 3, "a"),
+                 id="forced, and nothing written: the other is only ahead"),
+    pytest.param("b", [*A_GOES_ON, link("b", 1, "a", 4096)], ("a", 3, "a"), id="only behind"),
+    pytest.param("b", [link("a", 4, "a", 4096, ("a", 4096)), *B_FORCED], ("a", 4, "a"), id="not known: links are gone"),
+    pytest.param("b", [*A_GOES_ON, *B_FORCED, link("c", 1, "a", 4096), link("c", 2, "b", 4096, ("a", 4096)),
+                       link("c", 3, "c", 4096, ("b", 4096))], ("c", 3, "c"), id="who went on in the same one counts"),
+])
+def test_of_parted_histories_that_of_the_designated_counts(designated: str, entries: list[tuple[str, str, int]],
+                                                           holder: tuple[str, int, str]) -> None:
+    """Rule 18: a right is one of a history; rule 21: who may only be behind does not begin a log."""
+    view = View([*MEMBERS, (paths.primary("r"), designated, 1), *entries])
+    found = right_holder(view, "r")
+    assert found is not None and (found.host, found.nr, found.producer) == holder
