@@ -13,7 +13,7 @@ from marsx.daemon.site import Site
 from marsx.log.chain import Point
 from marsx.log.record import BLOCK, FileHeader
 from marsx.peer import wire
-from marsx.peer.wire import Type
+from marsx.peer.wire import PeerError, Type
 from marsx.tree import paths
 from marsx.tree.paths import DELETED
 from marsx.volume import recovery
@@ -25,7 +25,12 @@ async def start_position(site: Site, resource: str) -> LogPos:
     primary = site.view().designated(resource)
     if not primary or primary == site.host:
         raise PreconditionError(f"{resource}: no other host is designated primary", f"see: marsadm view {resource}")
-    link, _ = await site.dial(primary, "start")
+    try:
+        link, _ = await site.dial(primary, "start")
+    except PeerError as err:
+        raise PreconditionError(f"{primary}, the primary, has to say where the replica begins: {err.text}",
+                                f"nothing was changed; look at marsd on {primary} and at the network, then try again"
+                                ) from err
     try:
         await link.send(Type.START_ASK, {"resource": resource})
         answer = wire.expect(await link.recv(link.timing.io_timeout), Type.START_GRANT)

@@ -23,7 +23,7 @@ CONNECTIONS = {
     "refused": "down", "unreachable": "down", "lost": "down", "closed": "down", "timeout": "silent",
     "silent": "silent", "stalled": "silent", "proto": "version", "service": "version", "garbage": "version",
     "tls": "refused", "uuid": "refused", "name": "refused", "not-member": "refused", "certificate": "refused",
-    "auth": "refused", "busy": "refused",
+    "auth": "refused", "busy": "refused", "outcast": "refused",
 }
 CONNECTION_STATES = ("connected", "down", "silent", "version", "refused", "failed")
 

@@ -160,7 +160,7 @@ MUTANTS = (
            "        if start.log_id != log.header.log_id.hex():", "        if False:",
            "tests/unit/daemon/test_logsource.py::test_check"),
     Mutant("hint-is-believed", 6, "marsx/volume/recovery.py",
-           "    if digest != found:", "    if False:",
+           "    if digest == found:", "    if True:",
            f"{RECOVERY}::test_digest_at_the_end_is_confirmed"),
     Mutant("links-by-position-only", 6, "marsx/log/chain.py",
            "    if place_a == place_b:\n        return \"equal\"",

@@ -61,7 +61,7 @@ def test_keys_of_the_original(tree: SmallTree) -> None:
 
 @pytest.mark.parametrize(("words", "host", "expected"), [
     ("mars emergency-modus", "b", "2"), ("mars emergency-modus", "a", "0"),
-    ("mars sync_flip_interval_sec", "b", "60"), ("mars copy_read_max_fly", "b", "32"),
+    ("mars sync_flip_interval_sec", "b", "60"), ("mars copy_read_max_fly", "b", "64"),
     ("mars logger_mem_used_kb", "b", "8"), ("mars nothing-of-ours", "b", "0"),
     ("mars traffic_tuning/client_role_traffic_rate_kb", "b", "500"),
     ("mars traffic_tuning/server_role_traffic_rate_kb", "a", "500"),
