@@ -132,6 +132,7 @@ def join_cluster(ctx: Context, args: tuple[str, ...]) -> None:
     joined = ask_to_join(ctx, peer, peer_ip, ip, ctx.options.token or token_by_ssh(peer))
     _keep_old_tree(ctx)
     take_tree(ctx, joined, ip)
+    take_uuid(ctx, joined)
     ctx.say(f"this host is {ctx.host} with address {ip} in cluster {joined.uuid}; start the daemon: marsd start")
 
 
@@ -166,18 +167,25 @@ def ask_to_join(ctx: Context, peer: str, peer_ip: str, ip: str, token: str) -> J
     return asyncio.run(join.join_cluster(token, peer_ip, port, host=ctx.host, own_ip=ip, files=files))
 
 
+def _entries(joined: Joined) -> list[Entry]:
+    return [Entry(*item) for item in joined.tree if isinstance(item, list | tuple) and len(item) == 3]
+
+
 def take_tree(ctx: Context, joined: Joined, ip: str) -> None:
-    """The member's tree becomes ours; what it says about absent hosts is taken from it, once."""
-    entries = [Entry(*item) for item in joined.tree if isinstance(item, list | tuple) and len(item) == 3]
-    last = [entry for entry in entries if entry.rel == paths.uuid()]
+    """The member's tree becomes ours, all but the uuid; what it says about absent hosts is taken from it, once."""
+    entries = [entry for entry in _entries(joined) if entry.rel != paths.uuid()]
     hosts = {name.host for name in (paths.parse(str(entry.rel)) for entry in entries) if name and name.host}
-    merged = ctx.store.merge([entry for entry in entries if entry not in last], joined.host, hosts - {ctx.host})
+    merged = ctx.store.merge(entries, joined.host, hosts - {ctx.host})
     if merged.refused:
         rel, reason = merged.refused[0]
         ctx.warn(f"{len(merged.refused)} entries of {joined.host} were not taken; the first: {rel}: {reason}")
     ctx.store.make_durable(merged.accepted)
     _begin_tree(ctx, ip)
-    ctx.store.merge(last, joined.host)
+
+
+def take_uuid(ctx: Context, joined: Joined) -> None:
+    """The last thing: from now on this host belongs to the cluster."""
+    ctx.store.merge([entry for entry in _entries(joined) if entry.rel == paths.uuid()], joined.host)
     ctx.wish((paths.uuid(), joined.uuid))
 
 

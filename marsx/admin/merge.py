@@ -9,14 +9,15 @@ touched: who comes later finds his own resources in the other cluster already, a
 
 Invariants:
     two resources are the same if and only if a host is a member of both with the same incarnation (rule 26)
-    logs keep the uuid of the cluster in which the resource was made: `log-uuid` says so before the uuid changes
-    `uuid` is written last: who is stopped half way gives the command again, with a new token
+    logs keep the uuid of the cluster in which the resource was made: `log-uuid` says so before the uuid changes; what
+        the other cluster knows has there what it needs, and is here already when the command is given again
+    `uuid` is written last: who is stopped half way gives the command again, with a new token, and it comes to the same
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marsx.admin import checks, cluster
 from marsx.admin.context import Context, require_cluster
@@ -46,6 +47,21 @@ def conflicts(mine: View, theirs: View, host: str) -> list[str]:
     return found
 
 
+def begun(ctx: Context, theirs: View, joined: Joined) -> set[str]:
+    """What is here because a merge was stopped half way, in the words of `conflicts`: nothing of it is newer here than
+    there, or unknown there, and no incarnation is another one."""
+    there = {str(rel): int(stamp) for rel, _, stamp in _items(joined)}
+    mine, own = ctx.view(), set[str]()
+    for entry in ctx.store.snapshot():
+        name = paths.parse(entry.rel)
+        if name is None or entry.value == paths.DELETED:
+            continue
+        is_other = name.kind in ("member", "host-member") and theirs.get(entry.rel) != entry.value
+        if is_other or there.get(entry.rel, 0) < entry.stamp:
+            own.add(f"resource {name.resource}" if name.resource else f"host {name.host}")
+    return {*(f"resource {res}" for res in mine.resources), *(f"host {host}" for host in mine.ips)} - own
+
+
 def merge_check(ctx: Context, args: tuple[str, ...]) -> None:
     """merge-cluster-check HOST: would it work?"""
     joined = cluster.look(ctx, *_whom(ctx, args))
@@ -73,10 +89,12 @@ def merge(ctx: Context, args: tuple[str, ...]) -> None:
     else:
         raise PreconditionError("marsd runs here", "umount the devices of mars, then: marsd stop")
     joined = cluster.look(ctx, peer, peer_ip, token)
-    _refuse(ctx, _view_of(joined), joined)
+    theirs = _view_of(joined)
+    _refuse(ctx, theirs, joined)
     view = ctx.view()
     ip = checks.address(ctx.options.ip) if ctx.options.ip else view.ips[ctx.host]
-    origins = [(paths.log_uuid(res), view.log_uuid(res)) for res in view.resources if not view.get(paths.log_uuid(res))]
+    mine = [res for res in view.resources if res not in theirs.resources and not view.get(paths.log_uuid(res))]
+    origins = [(paths.log_uuid(res), view.uuid) for res in mine]
     if ctx.would(f"ask {peer} at {peer_ip} for certificates, the tree and the uuid of its cluster"):
         ctx.wish(*origins, (paths.uuid(), joined.uuid))
         return
@@ -87,6 +105,7 @@ def merge(ctx: Context, args: tuple[str, ...]) -> None:
     # The incarnation of this host is a new one: what it says of itself counts from now on only (rule 26).
     facts = [(entry.rel, entry.value) for entry in ctx.store.facts_of(ctx.host)]
     ctx.store.put_many(facts, durable=True, restamp=True)
+    cluster.take_uuid(ctx, taken)
     ctx.say(f"this host is {ctx.host} in cluster {taken.uuid}, with all its resources; start the daemon: marsd start")
     ctx.say(f"links and certificates from before are kept in {kept}")
     left = [host for host in view.hosts if host != ctx.host and host not in _view_of(taken).hosts]
@@ -104,15 +123,21 @@ def _whom(ctx: Context, args: tuple[str, ...]) -> tuple[str, str, str]:
     return peer, cluster.peer_address(ctx, peer, args[1:]), ctx.options.token or cluster.token_by_ssh(peer)
 
 
+def _items(joined: Joined) -> list[Any]:
+    return [item for item in joined.tree if isinstance(item, list | tuple) and len(item) == 3]
+
+
 def _view_of(joined: Joined) -> View:
-    entries = [item for item in joined.tree if isinstance(item, list | tuple) and len(item) == 3]
-    return View((str(rel), str(value), int(stamp)) for rel, value, stamp in entries)
+    return View((str(rel), str(value), int(stamp)) for rel, value, stamp in _items(joined))
 
 
 def _refuse(ctx: Context, theirs: View, joined: Joined) -> None:
     if joined.uuid == ctx.view().uuid:
         raise PreconditionError(f"{joined.host} is in the same cluster already ({joined.uuid})", "nothing to do")
     found = conflicts(ctx.view(), theirs, ctx.host)
+    if found:
+        copied = begun(ctx, theirs, joined)
+        found = [what for what in found if what not in copied]
     if found:
         raise PreconditionError(
             f"both clusters have a {', a '.join(found)}",
@@ -123,7 +148,9 @@ def _refuse(ctx: Context, theirs: View, joined: Joined) -> None:
 def _backup(ctx: Context) -> Path:
     """A copy of all links and of the certificates; logs stay where they are."""
     root = Path(ctx.paths.mars_dir)
-    backup = root / f"backup-{ctx.lamport.now() // 10**9}"
+    second = ctx.lamport.now() // 10**9
+    while (backup := root / f"backup-{second}").exists():
+        second += 1
     backup.mkdir(mode=0o700)
     values: dict[Path, list[str]] = {}
     for entry in ctx.store.entries():

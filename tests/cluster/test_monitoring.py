@@ -211,7 +211,7 @@ class Browser:
         net = ["nsenter", "-t", str(self.host.holder.pid), "-n", "--"]
         done = subprocess.run(
             [*net, self.program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             f"--user-data-dir={self.folder}/browser", "--window-size=1280,1200", "--virtual-time-budget=4000", *words,
+             f"--user-data-dir={self.folder}/browser", "--window-size=1280,800", "--virtual-time-budget=4000", *words,
              f"http://127.0.0.1:{PORT}/"], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -8,7 +8,8 @@ import pytest
 
 from marsx.admin import cluster, merge
 from marsx.peer.join import Joined
-from marsx.tree.store import Store
+from marsx.tree import guard
+from marsx.tree.store import Entry, Store
 from marsx.tree.view import View
 from tests.unit.admin.small_tree import Admin, SmallTree
 
@@ -91,6 +92,87 @@ def test_merge(met: Admin, other: SmallTree) -> None:
     backup, = (path for path in Path(met.tree.paths.mars_dir).iterdir() if path.name.startswith("backup-"))
     kept = {str(path.relative_to(backup)): str(path.readlink()) for path in backup.rglob("*") if path.is_symlink()}
     assert kept == {rel: value for rel, (value, _) in before.items()}
+
+
+class Killed(BaseException):
+    """As when the process is killed."""
+
+
+def admits(other: SmallTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x lets b in as its marsd does: a new incarnation, an address, then the tree."""
+    def joined(*args: object) -> Joined:
+        other.put("ips/member-b", f"life{len(other.all())}-{len(lives)}")
+        other.put("ips/ip-b", "10.0.0.2")
+        lives.append(1)
+        return Joined("x_1.000000001", "x", [[rel, *pair] for rel, pair in other.all().items()])
+
+    lives: list[int] = []
+    monkeypatch.setattr(cluster, "ask_to_join", joined)
+
+
+def test_a_merge_that_was_killed_is_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 26: killed before any of its writes and given again, it comes to the same tree: only the own resource's logs
+    have the old uuid, and all that the host says of itself is of its new incarnation."""
+    def fresh(name: str) -> tuple[Admin, SmallTree]:
+        tree = SmallTree(tmp_path / name).cluster("a", "b").resource("data", "a", "b")
+        other = SmallTree(tmp_path / f"{name}-other").cluster("x", "y").resource("mail", "x", "y")
+        other.put("uuid", "x_1.000000001")
+        adm = Admin(tree, monkeypatch)
+        adm.control.running = False
+        look = [[rel, *pair] for rel, pair in other.all().items()]
+        monkeypatch.setattr(cluster, "look", lambda *args: Joined("x_1.000000001", "x", look))
+        monkeypatch.setattr(cluster, "peer_address", lambda ctx, peer, ip: "10.0.0.99")
+        admits(other, monkeypatch)
+        return adm, other
+
+    def state(adm: Admin) -> dict[str, str]:
+        tree = {rel: pair for rel, pair in adm.tree.all().items() if not rel.startswith("backup-")}
+        born = tree["ips/member-b"][1]
+        assert all(stamp > born for rel, (_, stamp) in tree.items() if guard.is_fact_of(rel, "b"))
+        return {rel: value for rel, (value, _) in tree.items() if rel != "ips/member-b"}
+
+    real, left = Store._write, [0]
+
+    def write(self: Store, entry: Entry) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        real(self, entry)
+
+    monkeypatch.setattr(Store, "_write", write)
+    left[0] = 10**6
+    adm, _ = fresh("whole")
+    assert adm("merge-cluster x --token=T")[0] == 0
+    expected, writes = state(adm), 10**6 - left[0]
+    assert expected["uuid"] == "x_1.000000001" and "resource-mail/log-uuid" not in expected
+    assert expected["resource-data/log-uuid"].startswith("a_") and writes > 40
+    for at in range(0, writes, 3):
+        adm, _ = fresh(f"killed{at}")
+        left[0] = at
+        with pytest.raises(Killed):
+            adm("merge-cluster x --token=T")
+        left[0] = 10**6
+        code, _, err = adm("merge-cluster x --token=T2")
+        assert code == 0, (at, err)
+        assert state(adm) == expected, at
+
+
+def test_another_thing_is_no_copy(met: Admin, other: SmallTree) -> None:
+    """Rule 26: a resource or a host of the same name that is another one stays a conflict, however old it is here, and
+    though all that is said of it here is said there too."""
+    for rel, (value, stamp) in other.all().items():
+        if rel.startswith("resource-mail/") or rel in ("ips/ip-x", "ips/member-x", "actual-x/alive"):
+            is_id = rel in ("resource-mail/member-x", "resource-mail/member-y", "ips/member-x")
+            met.tree.put(rel, "elsewhere" if is_id else value, stamp - 10**9)
+    code, _, err = met("merge-cluster x --token=T")
+    assert code == 3 and "both clusters have a resource mail, a host x" in err
+    for rel in ("resource-mail/member-x", "resource-mail/member-y", "ips/member-x"):
+        met.tree.put(rel, *other.all()[rel])
+    met.tree.put("resource-mail/userspace/own", "1")
+    met.tree.put("resource-mail/member-x", ".deleted")
+    met.tree.put("resource-mail/member-y", ".deleted")
+    code, _, err = met("merge-cluster x --token=T")
+    assert code == 3 and "both clusters have a resource mail\n" in err
 
 
 def test_merge_is_refused(met: Admin, other: SmallTree) -> None:
