@@ -18,7 +18,7 @@
 
 #include <sys/mman.h>
 
-#include "commit.h"
+#include "flush.h"
 
 enum {
     MARS_MAP_SECTOR = 512,
@@ -185,6 +185,7 @@ static inline void mars_direct_end(struct mars_log *l, struct mars_direct *d, co
         l->count.writes++;                  /* an answer is an answer: rates count on */
         l->count.write_bytes += req->size;
         l->count.latency[bits < 31 ? bits : 31]++;
+        l->count.latency_us += us;
     } else {
         d->errors++;
     }
@@ -215,6 +216,8 @@ static inline int mars_direct_flush(struct mars_log *l, struct mars_direct *d, c
     d->flushes++;
     if (rc < 0)
         mars_log_fail(l, rc, MARS_FAIL_DISK);
+    else
+        mars_log_count_flush(l, req);
     if (--d->busy == 0)
         pthread_cond_broadcast(&l->space);
     pthread_mutex_unlock(&l->lock);

@@ -4,6 +4,15 @@
 
 #include "commit.h"
 
+/* Locked. A flush that is being answered with 0. */
+static inline void mars_log_count_flush(struct mars_log *l, const struct mars_req *req)
+{
+    uint64_t us = (mars_clock_ns(CLOCK_MONOTONIC) - req->start_ns) / 1000;
+    int bits = us ? 64 - __builtin_clzll(us) : 0;
+    l->count.flush_latency[bits < 31 ? bits : 31]++;
+    l->count.flush_latency_us += us;
+}
+
 /* Locked (given up while answering). */
 static inline void mars_log_answer_flushes(struct mars_log *l)
 {
@@ -15,6 +24,7 @@ static inline void mars_log_answer_flushes(struct mars_log *l)
             continue;
         }
         l->flushes[i] = l->flushes[--l->n_flush];
+        mars_log_count_flush(l, &f.req);
         pthread_mutex_unlock(&l->lock);
         f.req.done(&f.req, 0);
         pthread_mutex_lock(&l->lock);
@@ -84,6 +94,8 @@ static inline int mars_log_flush(struct mars_log *l, const struct mars_req *req)
     if (waits) {
         l->flushes[l->n_flush].req = *req;
         l->flushes[l->n_flush++].target = l->written;
+    } else if (rc == 0) {
+        mars_log_count_flush(l, req);
     }
     pthread_mutex_unlock(&l->lock);
     if (waits)

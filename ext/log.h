@@ -60,6 +60,7 @@ struct mars_log_hooks {
 struct mars_log_counters {
     uint64_t writes, write_bytes, flushes, groups, syncs, waits, paced, known;
     uint64_t latency[32], latency_us;       /* of writes, log2 of microseconds; their sum */
+    uint64_t flush_latency[32], flush_latency_us;   /* the same of flushes */
     uint64_t sizes[8], records;             /* groups answered with up to 2^i records; the records in them */
 };
 

@@ -85,6 +85,8 @@ cdef extern from "log.h" nogil:
         uint64_t known
         uint64_t latency[32]
         uint64_t latency_us
+        uint64_t flush_latency[32]
+        uint64_t flush_latency_us
         uint64_t sizes[8]
         uint64_t records
     struct mars_log:

@@ -335,11 +335,12 @@ cdef class Log:
     @property
     def counters(self):
         """Totals since start. latency: writes answered in less than 2^i microseconds, and not in less than 2^(i-1);
-        group_sizes: groups of up to 2^i records, and of more than 2^(i-1)."""
+        flush_latency: the same of flushes; group_sizes: groups of up to 2^i records, and of more than 2^(i-1)."""
         cdef mars_log_counters *c = &self.log.count
         return {
             "writes": c.writes, "write_bytes": c.write_bytes, "flushes": c.flushes, "groups": c.groups,
             "syncs": c.syncs, "waits": c.waits, "paced": c.paced, "resent_known": c.known,
             "latency": [c.latency[i] for i in range(32)], "latency_us": c.latency_us,
+            "flush_latency": [c.flush_latency[i] for i in range(32)], "flush_latency_us": c.flush_latency_us,
             "group_sizes": [c.sizes[i] for i in range(8)], "records": c.records,
         }

@@ -118,9 +118,10 @@ ROWS: list[tuple[int, list[dict[str, Any]]]] = [
             "{{resource}} read": f"sum by (resource) (rate(mars_device_read_bytes_total{{{CHOSEN}}}{RATE}))"}),
     ]),
     (9, [
-        lines("Latency of writes", "s", {
-            f"{{{{resource}}}} {percent} %": f"histogram_quantile({percent / 100}, sum by (resource, le) "
-            f"(rate(mars_device_write_latency_seconds_bucket{{{CHOSEN}}}{RATE})))" for percent in (50, 99)}),
+        lines("Latency of writes and flushes", "s", {
+            f"{{{{resource}}}} {what} {percent} %": f"histogram_quantile({percent / 100}, sum by (resource, le) "
+            f"(rate(mars_device_{what}_latency_seconds_bucket{{{CHOSEN}}}{RATE})))"
+            for what in ("write", "flush") for percent in (50, 99)}),
         lines("Records in a group", "short", {
             "{{resource}}": f"sum by (resource) (rate(mars_log_group_records_sum{{{CHOSEN}}}{RATE})) / "
                             f"sum by (resource) (rate(mars_log_group_records_count{{{CHOSEN}}}{RATE}))"},

@@ -522,8 +522,12 @@ def test_counters_add_up(make_rig):
                                             for at in range(0, 256 * 4096, 4096)]) for part in range(4)]
     for one in writers:
         one.join(60)
-    rig.volume.sync_now()
+    rig.injector.flush()
+    rig.injector.flush()
     found = rig.volume.counters
+    assert sum(found["flush_latency"]) == found["flushes"] == 2
+    low = sum(count * (2 ** (i - 1) if i else 0) for i, count in enumerate(found["flush_latency"]))
+    assert low <= found["flush_latency_us"] <= sum(count * 2 ** i for i, count in enumerate(found["flush_latency"]))
     assert sum(found["latency"]) == found["writes"] == found["records"] == 1024
     assert sum(found["group_sizes"]) == found["groups"] <= 1024
     low = sum(count * (2 ** (i - 1) + 1 if i else 1) for i, count in enumerate(found["group_sizes"]))

@@ -24,6 +24,7 @@ LIVE = {"data": {
     "counters": {"writes": 7, "write_bytes": 28672, "reads": 3, "read_bytes": 12288, "flushes": 2, "groups": 4,
                  "syncs": 2, "waits": 0, "latency": [1, 0, 0, 4, 0, 0, 0, 2, *[0] * 24], "latency_us": 250,
                  "read_latency": [3, *[0] * 31], "read_latency_us": 0,
+                 "flush_latency": [0, 0, 2, *[0] * 29], "flush_latency_us": 6,
                  "group_sizes": [2, 1, 1, 0, 0, 0, 0, 0], "records": 7},
     "state": {"writeback_rest": 4096, "shadow_bytes": 8192},
 }}

@@ -82,6 +82,29 @@ def test_dashboard() -> None:
     assert all(target["expr"] for panel in panels for target in panel["targets"])
 
 
+def test_dashboard_can_be_imported() -> None:
+    """What Grafana's import asks for: an identifier, the schema, a data source that is a variable everywhere, panels of
+    its own kinds, queries with names of their own, no variable that nobody declares, no label that a query drops."""
+    found = json.loads(templates.text("grafana-dashboard.json"))
+    assert found["title"] and re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", found["uid"]) and found.get("id") is None
+    assert isinstance(found["schemaVersion"], int) and found["schemaVersion"] >= 30
+    declared = {one["name"]: one for one in found["templating"]["list"]}
+    assert declared["source"]["type"] == "datasource" and declared["source"]["query"] == "prometheus"
+    assert declared["resource"]["datasource"]["uid"] == "${source}"
+    text = json.dumps(found)
+    assert set(re.findall(r"\$\{?([A-Za-z_]\w*)", text)) - {"__rate_interval", "__all", "labels"} == set(declared)
+    for panel in found["panels"]:
+        assert panel["type"] in {"stat", "timeseries", "table"} and panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${source}"}
+        names = [target["refId"] for target in panel["targets"]]
+        assert len(set(names)) == len(names)
+        for target in panel["targets"]:
+            wanted = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            kept = {label.strip() for part in re.findall(r"by \(([^)]*)\)", target["expr"])
+                    for label in part.split(",")}
+            assert wanted <= kept - {"le"} or " by " not in target["expr"], panel["title"]
+
+
 def test_expressions_of_the_dashboard(tmp_path: Path) -> None:
     """promtool parses each (as a rule), with the variables filled in."""
     if not shutil.which("promtool"):
