@@ -4,7 +4,7 @@ Items are rows (name, key in the master item's JSON, unit, type); triggers rows 
 expression `@KEY` stands for `/Template/item key` of this replica, resource, peer or host.
 """
 
-import random
+import hashlib
 import re
 from typing import Any
 
@@ -32,7 +32,8 @@ REPLICA = [
     *[(name, f"switch {name}", "", "u") for name in ("attach", "connect", "sync", "allow_replay")],
     *[(f"is_{name}", f"is {name}", "", "u")
       for name in ("attached", "copying", "syncing", "replaying", "primary", "emergency")],
-    ("consistent", "consistent", "", "u"), ("lag", "lag", "s", "f"), ("level", "level", "", "u"),
+    ("consistent", "consistent", "", "u"), ("lag", "lag", "s", "f"),
+    ("lag_guessed", "lag is guessed", "", "u"), ("level", "level", "", "u"),
     *[(f"{part}_rest", f"{part}: what is missing", "B", "u") for part in ("sync", "fetch", "replay")],
     *[(f"{part}_rate", f"{part}: rate", "Bps", "u") for part in ("sync", "fetch", "replay")],
     ("sync_percent", "sync: done", "%", "f"), ("stalls", "activities that stand still", "", "u"),
@@ -83,18 +84,17 @@ REPLICA_TRIGGERS = [
      "marsadm verify --repair"),
 ]
 
-_RANDOM = random.Random(73)  # the same identifiers at each run: importing a newer template changes the older one
 
-
-def uuid() -> str:
-    """Of version 4, as Zabbix wants it."""
-    text = f"{_RANDOM.getrandbits(128):032x}"
-    return f"{text[:12]}4{text[13:16]}8{text[17:]}"
+def uuid(*what: str) -> str:
+    """Of version 4, as Zabbix wants it; the same for the same thing, so that importing a newer template changes the
+    older one."""
+    text = hashlib.sha256("\0".join((NAME, *what)).encode()).hexdigest()
+    return f"{text[:12]}4{text[13:16]}8{text[17:32]}"
 
 
 def _item(kind: str, short: str, key: str, path: str, name: str, unit: str, which: str) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "uuid": uuid(), "name": name, "type": "DEPENDENT", "key": key, "delay": "0",
+        "uuid": uuid("item", key), "name": name, "type": "DEPENDENT", "key": key, "delay": "0",
         "history": "90d" if which != "t" else "30d", "trends": "365d" if which != "t" else "0",
         "value_type": TYPES[which], "units": unit,
         "preprocessing": [{"type": "JSONPATH", "parameters": [path], "error_handler": "DISCARD_VALUE"}],
@@ -104,8 +104,11 @@ def _item(kind: str, short: str, key: str, path: str, name: str, unit: str, whic
 
 
 def _triggers(rows: list[tuple[str, str, str, str]], key_of: Any) -> list[dict[str, Any]]:
-    return [{"uuid": uuid(), "expression": re.sub(r"@([a-z_]+)", lambda m: f"/{NAME}/{key_of(m[1])}", expression),
-             "name": name, "priority": severity, "description": do} for name, expression, severity, do in rows]
+    def whole(expression: str) -> str:
+        return re.sub(r"@([a-z_]+)", lambda m: f"/{NAME}/{key_of(m[1])}", expression)
+
+    return [{"uuid": uuid("trigger", name), "expression": whole(expression), "name": name,
+             "priority": severity, "description": do} for name, expression, severity, do in rows]
 
 
 def _rule(name: str, key: str, what: str, macros: tuple[str, ...], path: str, rows: list[tuple[str, str, str, str]],
@@ -116,14 +119,14 @@ def _rule(name: str, key: str, what: str, macros: tuple[str, ...], path: str, ro
 
     items = [_item(what, short, key_of(short), f"{path}.{short}", f"{' on '.join(macros)}: {label}", unit, which)
              for short, label, unit, which in rows]
-    return {"uuid": uuid(), "name": name, "type": "ZABBIX_PASSIVE", "key": key, "delay": "1h", "lifetime": "7d",
-            "item_prototypes": items, "trigger_prototypes": _triggers(triggers, key_of)}
+    return {"uuid": uuid("rule", key), "name": name, "type": "ZABBIX_PASSIVE", "key": key, "delay": "1h",
+            "lifetime": "7d", "item_prototypes": items, "trigger_prototypes": _triggers(triggers, key_of)}
 
 
 def export() -> dict[str, Any]:
     """The file."""
-    _RANDOM.seed(73)
-    master = {"uuid": uuid(), "name": "MARS: state", "type": "ZABBIX_PASSIVE", "key": MASTER, "delay": "1m",
+    master = {"uuid": uuid("item", MASTER), "name": "MARS: state",
+              "type": "ZABBIX_PASSIVE", "key": MASTER, "delay": "1m",
               "history": "0", "trends": "0", "value_type": "TEXT", "tags": [{"tag": "component", "value": "raw"}]}
     items = [_item("host", short, f"mars.host.{short}", f"$.{path}", f"MARS: {label}", unit, which)
              for short, label, path, unit, which in HOST]
@@ -137,7 +140,7 @@ def export() -> dict[str, Any]:
     group = "Templates/Applications"
     group_uuid = "a571c0d144b14fd4a87a9d9b2aa9fcd6"  # that of the group which every server has
     template = {
-        "uuid": uuid(), "template": NAME, "name": NAME,
+        "uuid": uuid("template"), "template": NAME, "name": NAME,
         "description": "Replication of block devices by MARS (marsx). Needs zabbix-agent.conf on the host.",
         "groups": [{"name": group}], "items": [master, *items], "discovery_rules": rules,
         "tags": [{"tag": "class", "value": "storage"}, {"tag": "target", "value": "mars"}],

@@ -324,7 +324,7 @@ def _replay_again(runner: Runner, view: View, nr: int) -> Links:
     at = consumer.at
     if nr > at.nr:
         raise PreconditionError(
-            f"{resource}: log {nr} lies before what is replayed ({at}): what is between would be left out",
+            f"{resource}: log {nr} is ahead of what is replayed ({at}): what is between would be left out",
             f"marsadm invalidate {resource}",
         )
     logs = [log for log in runner.site.store.log_files(resource) if nr <= log.nr <= at.nr]

@@ -11,7 +11,7 @@ Here are the notes about cluster, hosts and resources, and what they come to; `n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from marsx.monitor.limits import Limits
@@ -19,6 +19,7 @@ from marsx.monitor.seen import DOWN, SILENT, UNASKED, Seen
 
 WORK, TODO, HINT = "WORK", "TODO", "HINT"
 WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+CONNECT = "err-stall-connect"
 KINDS = {"err": "error", "wrn": "warning", "inf": "info"}
 
 _MESSAGE = re.compile(r"(?:(\d{1,12}\.\d{1,9}) \d{1,12}\.\d{1,9} )?(.*)", re.ASCII | re.DOTALL)
@@ -121,15 +122,23 @@ def of_cluster(seen: Seen, is_member: bool, alive: bool | None) -> list[Dict]:
     return found
 
 
-def of_host(host: str, found: Dict, limits: Limits) -> list[Dict]:
-    """About a host: is it there, has it room, what does it say."""
+def of_host(host: str, found: Dict, limits: Limits, silent: Collection[str] = ()) -> list[Dict]:
+    """About a host: is it there, has it room, what does it say. `silent`: hosts that are called so themselves."""
     said = [*_silence(host, found, limits), *_space(host, found, limits)]
     for message in found["messages"]:
         if message["kind"] != "info":
             bad = message["kind"] == "error"
-            said.append(note("message", 2 if bad else 1, TODO if bad else HINT, "host",
-                             f"{message['key']}: {message['text']}", host=host))
+            level, tag = (2, TODO) if bad else (1, HINT)
+            if message["key"] == CONNECT:
+                level, tag = _connect(found, silent)
+            said.append(note("message", level, tag, "host", f"{message['key']}: {message['text']}", host=host))
     return said
+
+
+def _connect(found: Dict, silent: Collection[str]) -> tuple[int, str]:
+    """Lines to hosts that are silent are no news: those are told once, not once more by each host that misses them."""
+    lost = {one["host"] for one in found["unreachable"]}
+    return (0, WORK) if lost and lost <= set(silent) else (1, HINT)
 
 
 def _silence(host: str, found: Dict, limits: Limits) -> Iterable[Dict]:

@@ -61,8 +61,9 @@ def picture(view: View, now_ns: int, seen: Seen, limits: Limits | None = None, o
 def _cluster(view: View, now_ns: int, seen: Seen, limits: Limits) -> Dict:
     order = sorted(view.hosts, key=lambda host: host != seen.host)  # this host first, the others as they were
     hosts = {host: _host(view, now_ns, seen, limits, host) for host in order}
+    silent = [host for host, found in hosts.items() if found["alive"] is False]
     for host, found in hosts.items():
-        found["notes"] = notes.of_host(host, found, limits)
+        found["notes"] = notes.of_host(host, found, limits, silent)
         found["level"] = notes.level(found["notes"])
     said = notes.of_cluster(seen, bool(view.uuid), hosts.get(seen.host, {}).get("alive"))
     return {

@@ -128,7 +128,8 @@ def _replica(node: Dict) -> Dict:
     return {
         **{name: int(on) for name, on in node["switches"].items()},
         **{f"is_{name}": int(on) for name, on in node["actual"].items()},
-        "consistent": int(node["consistent"]), "lag": _known(node["lag"]["seconds"]), "level": node["level"],
+        "consistent": int(node["consistent"]), "lag": _known(node["lag"]["seconds"]),
+        "lag_guessed": int(not node["lag"]["exact"]), "level": node["level"],
         **{f"{part}_{key}": node[part][key] for part in ("sync", "fetch", "replay") for key in ("rest", "rate")},
         "sync_percent": node["sync"]["percent"], "stalled": stalled, "stalls": len(node["stalled"]),
         "errors": sum(message["kind"] == "error" for message in node["messages"]),

@@ -3,6 +3,7 @@
 Here are rules 1 to 12; the others stand in shared.py, those that only the crash states can find in states.py."""
 from __future__ import annotations
 
+from tests.mutants.admin_rules import ADMIN_RULES
 from tests.mutants.mutant import Mutant
 from tests.mutants.shared import RULES_OF_MANY_HOSTS
 from tests.mutants.space_rules import SPACE_RULES
@@ -253,4 +254,5 @@ MUTANTS = (
     *SPACE_RULES,
     *RULES_OF_MANY_HOSTS,
     *FOUND_BY_STATES,
+    *ADMIN_RULES,
 )

@@ -231,3 +231,23 @@ def test_space(tree: SmallTree, level: str, free: int, expected: int) -> None:
     tree.put("actual-a/emergency", level)
     found = pictured(tree, free_bytes=free, total_bytes=100, limits=Limits(space=Limit(20, 10)))
     assert codes(found).get("space", 0) == expected
+
+
+def test_a_dead_host_is_told_once(tree: SmallTree) -> None:
+    """c is down: it is critical as itself; what a and b say about their lines to it is no alarm. A line that is broken
+    between two that are heard of is a warning at who says so, never critical."""
+    tree.put("ips/ip-c", "10.0.0.3")
+    tree.put("actual-c/alive", "1", NOW - 600 * S)
+    for host in "ab":
+        tree.put(f"actual-{host}/unreachable", "c=refused")
+        tree.put(f"actual-{host}/msg-err-stall-connect", "1.0 1.0 c (10.0.0.3:7777): nobody listens there")
+
+    def levels() -> dict[str, list[int]]:
+        found = pictured(tree)["cluster"]["hosts"]
+        return {host: [note["level"] for note in one["notes"]] for host, one in found.items()}
+
+    assert levels() == {"a": [0], "b": [0], "c": [2]}
+    tree.put("actual-b/unreachable", "a=timeout,c=refused")
+    assert levels() == {"a": [0], "b": [1], "c": [2]}
+    tree.put("actual-c/alive", "1", NOW - S)
+    assert levels() == {"a": [1], "b": [1], "c": []}

@@ -108,7 +108,7 @@ def test_the_template_finds_its_values(tree: SmallTree, kind: str) -> None:
         got = at(found, path)
         assert isinstance(got, wanted) and not isinstance(got, bool), item["key"]
         assert item["value_type"] != "UNSIGNED" or got >= 0, item["key"]
-    assert len(items) == (42 if kind != "nothing" else 4)
+    assert len(items) == (43 if kind != "nothing" else 4)
 
 
 def test_the_template_is_sound() -> None:
@@ -131,6 +131,79 @@ def test_the_template_is_sound() -> None:
         assert word in names, word
     macros = {macro["macro"] for macro in template["macros"]}
     assert set(re.findall(r"\{\$[A-Z.]+\}", text)) == macros
+
+
+# The export format 6.0 as its manual has it: what an element may hold, what it must hold (*), and which words it takes.
+SECONDS = r"0|[1-9][0-9]*[smhdw]?"
+SCHEMA: dict[str, dict[str, str]] = {
+    "zabbix_export": {"version*": r"6\.0", "groups*": "[group]", "templates*": "[template]"},
+    "group": {"uuid": "uuid", "name*": r".{1,255}"},
+    "template": {"uuid*": "uuid", "template*": r"[A-Za-z0-9 ._-]{1,128}", "name*": r".{1,128}", "description": r".+",
+                 "groups*": "[group]", "items": "[item]", "discovery_rules": "[rule]", "tags": "[tag]",
+                 "macros": "[macro]"},
+    "tag": {"tag*": r".{1,255}", "value": r".{0,255}"},
+    "macro": {"macro*": r"\{\$[A-Z0-9_.]+\}", "value": r".*", "description": r".+"},
+    "item": {"uuid*": "uuid", "name*": r".{1,255}", "type": "ZABBIX_PASSIVE|DEPENDENT", "key*": "key", "delay": SECONDS,
+             "history": SECONDS, "trends": SECONDS, "value_type": "FLOAT|CHAR|LOG|UNSIGNED|TEXT", "units": r".{1,255}",
+             "preprocessing": "[step]", "master_item": "master", "tags": "[tag]", "triggers": "[trigger]"},
+    "step": {"type*": "JSONPATH", "parameters*": "[text]", "error_handler": "DISCARD_VALUE|CUSTOM_VALUE|CUSTOM_ERROR"},
+    "text": {}, "master": {"key*": "key"},
+    "trigger": {"uuid*": "uuid", "expression*": "expression", "name*": r".{1,255}", "description": r".+",
+                "priority": "NOT_CLASSIFIED|INFO|WARNING|AVERAGE|HIGH|DISASTER"},
+    "rule": {"uuid*": "uuid", "name*": r".{1,255}", "type": "ZABBIX_PASSIVE", "key*": "key", "delay": SECONDS,
+             "lifetime": SECONDS, "item_prototypes": "[item]", "trigger_prototypes": "[trigger]"},
+}
+WORD = r"[a-z][a-z0-9_.-]*(\[(\{#[A-Z]+\}(,\{#[A-Z]+\})*)\])?"
+PERIOD = r"(,([1-9][0-9]*[smhd]|\{\$[A-Z.]+\}))"
+TERM = (rf"(last\(/{zabbix_template.NAME}/{WORD}\)|(min|max)\(/{zabbix_template.NAME}/{WORD}{PERIOD}\)"
+        rf"|nodata\(/{zabbix_template.NAME}/{WORD}{PERIOD}\))(=|>=|>|<)([0-9]+|\{{\$[A-Z.]+\}})")
+FORMS = {"uuid": r"[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}", "key": WORD,
+         "expression": rf"{TERM}( (and|or) {TERM})*"}
+
+
+def problems(found: Any, kind: str, place: str) -> list[str]:
+    """What an importing server would not take."""
+    if kind[:1] + kind[-1:] == "[]":
+        if not isinstance(found, list) or not found:
+            return [f"{place}: not a list with something in it"]
+        return [one for at, inner in enumerate(found) for one in problems(inner, kind[1:-1], f"{place}[{at}]")]
+    if kind in SCHEMA and kind != "text":
+        known = {name.rstrip("*"): form for name, form in SCHEMA[kind].items()}
+        missing = {name[:-1] for name in SCHEMA[kind] if name.endswith("*")} - found.keys()
+        odd = [f"{place}: {word}" for word in sorted(missing | (found.keys() - known.keys()))]
+        return odd + [one for name in found.keys() & known.keys()
+                      for one in problems(found[name], known[name], f"{place}.{name}")]
+    form = r".+" if kind == "text" else FORMS.get(kind, kind)
+    fits = isinstance(found, str) and re.fullmatch(form, found, re.DOTALL)
+    return [] if fits else [f"{place}: {found!r}"]
+
+
+def test_the_template_follows_the_format() -> None:
+    """Every element has only what the export format knows, all that it demands, and values of their form; what must be
+    different is; a dependent item hangs on the master, and text has no trends."""
+    exported = json.loads(json.dumps(zabbix_template.export()))
+    assert exported.keys() == {"zabbix_export"}
+    assert problems(exported["zabbix_export"], "zabbix_export", "") == []
+    template = exported["zabbix_export"]["templates"][0]
+    rules = template["discovery_rules"]
+    items = [*template["items"], *(item for rule in rules for item in rule["item_prototypes"])]
+    keys = [one["key"] for one in (*items, *rules)]
+    assert len(set(keys)) == len(keys)
+    for item in items:
+        assert item["value_type"] != "TEXT" or item["trends"] == "0", item["key"]
+        assert (item["type"] == "DEPENDENT") == ("master_item" in item) == (item["delay"] == "0"), item["key"]
+        assert item.get("master_item", {"key": zabbix_template.MASTER})["key"] in keys
+    for rule in rules:
+        macros = set(re.findall(r"\{#[A-Z]+\}", json.dumps(rule["item_prototypes"])))
+        assert all(macros <= set(re.findall(r"\{#[A-Z]+\}", item["key"])) for item in rule["item_prototypes"])
+        names = [trigger["name"] for trigger in rule["trigger_prototypes"]]
+        assert len(set(names)) == len(names) and all(re.search(r"\{#[A-Z]+\}", name) for name in names)
+    wrong = json.loads(json.dumps(exported["zabbix_export"]))
+    wrong["templates"][0]["items"][1]["value_type"] = "NUMBER"
+    wrong["templates"][0]["items"][2]["colour"] = "red"
+    del wrong["templates"][0]["discovery_rules"][0]["key"]
+    wrong["templates"][0]["discovery_rules"][1]["trigger_prototypes"][0]["expression"] = "{MARS:x.last()}=1"
+    assert len(problems(wrong, "zabbix_export", "")) == 4
 
 
 def test_the_agent_knows_the_keys(tree: SmallTree, tmp_path: Path) -> None:
