@@ -18,7 +18,7 @@ from marsx.admin.dryrun import DryControl, DryStore
 from marsx.base.config import Paths
 from marsx.base.errors import DaemonDownError, MarsError, NotFoundError, PreconditionError
 from marsx.base.lamport import Lamport
-from marsx.base.text import printable
+from marsx.base.text import for_reader, printable
 from marsx.tree.store import Store
 from marsx.tree.view import View
 
@@ -120,7 +120,8 @@ class Context:
     def note(self, text: str) -> None:
         """What goes on or might be wrong, to stderr: stdout is for scripts."""
         self.progress("")
-        print(printable(text), file=self._err or sys.stderr, flush=True)
+        out = self._err or sys.stderr
+        print(for_reader(printable(text), out), file=out, flush=True)
 
     def warn(self, text: str) -> None:
         """Something that does not stop the command."""

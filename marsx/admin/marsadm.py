@@ -19,7 +19,7 @@ from marsx.admin.context import Context, require_cluster, resource_list
 from marsx.admin.table import Command, Phases
 from marsx.base.config import Paths
 from marsx.base.errors import DaemonDownError, MarsError, PartlyFailedError, UsageError
-from marsx.base.text import printable
+from marsx.base.text import for_reader, printable
 
 INTERRUPTED = 130
 READER_GONE = 141
@@ -88,7 +88,7 @@ def report(error: MarsError, prefix: str = "") -> int:
     text = printable(f"{prefix}{error.text}")
     lines = [f"marsadm: {text}"] + ([f"  hint: {printable(error.hint)}"] if error.hint else [])
     with suppress(BrokenPipeError):
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print(for_reader("\n".join(lines), sys.stderr), file=sys.stderr, flush=True)
     return error.exit_code
 
 
@@ -121,7 +121,8 @@ def _help(table: dict[str, Command], name: str, as_json: bool) -> int:
         rows = [_row(table, name)] if name else list(table.values())
         print(json.dumps([tables.as_json(row) for row in rows], ensure_ascii=False))
     else:
-        print(tables.details(_row(table, name)) if name else tables.overview(table, cli.USAGE))
+        text = tables.details(_row(table, name)) if name else tables.overview(table, cli.USAGE)
+        print(for_reader(text, sys.stdout))
     return 0
 
 

@@ -19,7 +19,7 @@ from marsx import __version__
 from marsx.base.config import Paths
 from marsx.base.errors import MarsError, NotFoundError, UsageError
 from marsx.base.lamport import Lamport
-from marsx.base.text import printable
+from marsx.base.text import for_reader, printable
 from marsx.monitor import render, seen
 from marsx.monitor.limits import Limits, parse
 from marsx.monitor.picture import picture
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             return feeds.main(argv)
         options = _options(argv)
         if options["--help"]:
-            print(USAGE, end="")
+            print(for_reader(USAGE, sys.stdout), end="")
             return 0
         return _run(options)
     except MarsError as error:
@@ -106,7 +106,7 @@ def _unknown(error: MarsError, for_nagios: bool) -> int:
         print(unknown(printable(error.text)), end="")
     else:
         hint = f"\n  hint: {printable(error.hint)}" if error.hint else ""
-        print(f"mars-status: {printable(error.text)}{hint}", file=sys.stderr)
+        print(for_reader(f"mars-status: {printable(error.text)}{hint}", sys.stderr), file=sys.stderr)
     return UNKNOWN
 
 
