@@ -39,10 +39,8 @@ static void set_up(void)
     for (one = strtok_r(copy, ":", &rest); one && io_n_roots < IO_ROOTS; one = strtok_r(NULL, ":", &rest))
         snprintf(io_roots[io_n_roots++], sizeof io_roots[0], "%s", one);
     if (record) {
-        io_record_fd = (int)io_call(SYS_openat, AT_FDCWD, record, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-        if (io_record_fd < 0)
-            io_die("no record", record);
-        io_record_fd = (int)io_call(SYS_fcntl, io_record_fd, F_DUPFD_CLOEXEC, 900);   /* out of everybody's way */
+        snprintf(io_record_path, sizeof io_record_path, "%s", record);
+        io_open_record();
     }
 }
 

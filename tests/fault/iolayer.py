@@ -5,12 +5,13 @@ It stands between the program and libc, so the product has no hooks. Both uses m
 
 **Rules** (`Rules`): a file, one rule a line, looked at before every operation, so a daemon that runs can be hit:
 
-    OPERATIONS PATTERN [nth=N | from=N | every=N] [p=0.1] [if=FILE] [unless=FILE] ACTION...
+    OPERATIONS PATTERN [nth=N | from=N | every=N] [p=0.1] [if=FILE] [unless=FILE] [least=BYTES] ACTION...
 
     write,fdatasync */log-0* from=3 EIO        from the third matching operation on
     write */data.img nth=7 delay=0..20 EIO     only the seventh; slowly (milliseconds, drawn from the range)
     write,fallocate /mars/* if=/tmp/full ENOSPC while the file is there
     read */log-* sector=8192 EIO               the 512 bytes there cannot be read, until somebody writes there
+    write /dev/loop7 least=16384 delay=0..90   large writes alone
     write */log-* nth=5 short=512              a short write;  kill, kill-after: SIGKILL before or after the operation
 
 Operations: write (also pwrite, writev, native asynchronous ones), read, fdatasync, fsync, syncfs, fallocate, zero (hole

@@ -33,6 +33,8 @@ struct io_data {                        /* bytes of a write */
 };
 
 static int io_record_fd = -1;
+static char io_record_path[512];
+static struct stat io_record_file;      /* who closes descriptors that he does not know closes ours too */
 static char io_roots[IO_ROOTS][512];
 static int io_n_roots;
 static uint64_t io_next_id;
@@ -45,6 +47,23 @@ static int io_below_roots(const char *path)
             return 1;
     }
     return 0;
+}
+
+static void io_open_record(void)
+{
+    int fd = (int)io_call(SYS_openat, AT_FDCWD, io_record_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (fd < 0)
+        io_die("no record", io_record_path);
+    io_record_fd = (int)io_call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 900);      /* out of everybody's way */
+    io_call(SYS_close, fd);
+    io_call(SYS_fstat, io_record_fd, &io_record_file);
+}
+
+static int io_record_is_open(void)
+{
+    struct stat now;
+    return io_call(SYS_fstat, io_record_fd, &now) == 0 && now.st_dev == io_record_file.st_dev &&
+           now.st_ino == io_record_file.st_ino;
 }
 
 static void io_append(struct io_entry *e, const char *path, const char *path2, const struct io_data *data)
@@ -60,6 +79,8 @@ static void io_append(struct io_entry *e, const char *path, const char *path2, c
     e->size = (uint32_t)sizeof *e + e->path_len + e->path2_len + e->data_len;
     e->pid = (uint32_t)getpid();
     e->tid = (uint32_t)io_call(SYS_gettid);
+    if (!io_record_is_open())
+        io_open_record();
     if (io_call(SYS_writev, io_record_fd, out, n) != (long)e->size)
         io_die("the record cannot be written", strerror(errno));
 }

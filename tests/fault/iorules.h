@@ -41,6 +41,7 @@ struct io_rule {
     char line[512], pattern[256], trigger[256], unless[256];
     uint64_t nth, from, every, chance;  /* chance: of 2^32; 0 = always */
     uint64_t sector;                    /* its first byte, +1; 0 = the rule is not about a sector */
+    uint64_t least;                     /* bytes that an operation must have at least */
     uint64_t seen;
     int number, error, kill, kill_after;
     long delay_lo, delay_hi, shorter;   /* delays in microseconds */
@@ -110,7 +111,8 @@ static void io_parse_word(struct io_rule *r, const char *word)
     double lo, hi;
     if (sscanf(word, "nth=%lu", &r->nth) == 1 || sscanf(word, "from=%lu", &r->from) == 1 ||
         sscanf(word, "every=%lu", &r->every) == 1 || sscanf(word, "if=%255s", r->trigger) == 1 ||
-        sscanf(word, "unless=%255s", r->unless) == 1 || sscanf(word, "short=%ld", &r->shorter) == 1)
+        sscanf(word, "unless=%255s", r->unless) == 1 || sscanf(word, "short=%ld", &r->shorter) == 1 ||
+        sscanf(word, "least=%lu", &r->least) == 1)
         return;
     if (sscanf(word, "sector=%lu", &r->sector) == 1) {
         r->sector++;
@@ -235,6 +237,8 @@ static int io_rule_hits(struct io_rule *r, enum io_op op, const char *path, cons
 {
     if (!((r->ops >> op) & 1) || (fnmatch(r->pattern, path, 0) != 0 &&
                                   (!path2 || fnmatch(r->pattern, path2, 0) != 0)))
+        return 0;
+    if (len < r->least)
         return 0;
     if ((*r->trigger && !io_there(r->trigger)) || (*r->unless && io_there(r->unless)))
         return 0;
