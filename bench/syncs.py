@@ -253,10 +253,12 @@ def changed_data(bench: Bench) -> None:
 
 
 def different_data(bench: Bench) -> None:
-    """All blocks differ: sync and dd | dd, which is what disk and line give."""
-    (ours, _), (dd, _) = in_turns(bench, everything, by_mars, by_dd)
+    """All blocks differ: sync and dd | dd, which is what disk and line give; and the same copy over TLS."""
+    (ours, _), (dd, _), (tls, _) = in_turns(bench, everything, by_mars, by_dd, by_tls)
     bench.add("sync, all blocks differ", ours, "MB/s", f"dd | dd over the same line: {dd:.0f} MB/s", ours / dd,
               ">= 0.8")
+    bench.add("sync, all blocks differ, against a copy over TLS", ours, "MB/s",
+              f"blocks of 1 MiB, read, sent, written one after the other: {tls:.0f} MB/s", ours / tls)
 
 
 def far_line(bench: Bench) -> None:

@@ -76,7 +76,10 @@ SLOTS = 32
 # Contents that are asked for at once, at most: they may all wait in memory for the device.
 COPY_MAX = 64 * 1024 * 1024
 PIECES = 16
+# Asked for at first; on a far line, where to double it costs a round trip each time, as much as FAR_SPANS.
 FIRST_SPANS = 4
+FAR_SPANS = 16
+FAR_S = 0.02
 
 _ZEROS = memoryview(bytes(SPAN_MAX))
 _T = TypeVar("_T")
@@ -273,8 +276,12 @@ class _Sync(Asking):
                                   "fetched": syncparts.point_fields(self._sink.fetched())}
         if resume.offset and resume.syncpos is not None and not resume.proven:
             header["syncpos"] = syncparts.point_fields(resume.syncpos)
+        began = asyncio.get_running_loop().time()
         await self._link.send(Type.SYNC_OPEN, header)
         answer = wire.expect(await self._link.recv(self._link.timing.io_timeout), Type.SYNC_ACCEPT, Type.SYNC_REFUSE)
+        if asyncio.get_running_loop().time() - began > FAR_S:
+            for pace in (self._compare_pace, self._copy_pace):
+                pace.widen(FAR_SPANS * self._shape.span)
         if answer.type is Type.SYNC_REFUSE:
             reason, text = wire.parse_reason(answer.header)
             if answer.header.get("restart") is True and resume.offset:

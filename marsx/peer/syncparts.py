@@ -367,6 +367,11 @@ class Pace:
                 self._used += amount
                 turn.set_result(None)
 
+    def widen(self, limit: int) -> None:
+        """Begin with so much, within the bounds."""
+        self.limit = max(self.limit, min(self._high, limit))
+        self._next()
+
     def leave(self, amount: int) -> None:
         """The request has ended."""
         self._used -= amount

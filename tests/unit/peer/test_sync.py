@@ -102,6 +102,31 @@ def test_the_window_is_wide(run, peers):
     run(work())
 
 
+def test_a_far_line_is_filled_at_once(run, peers):
+    """Where the first answer takes its time, the window is wide from the beginning: nothing is answered here."""
+    async def work():
+        source, sink = ByteSource(bytearray(128 * MIB)), ByteSink(bytearray(128 * MIB))
+        out: list[int] = []
+        held = asyncio.Event()
+        clock = peers.Clock()
+        check = source.check
+
+        async def durable(appended):
+            out.append(1)
+            await held.wait()
+            return source.here
+
+        def slowly(*points):
+            clock.jump(0.05)
+            return check(*points)
+        source.check, source.durable = slowly, durable
+        async with Both(peers, source, sink, fly=64) as both:
+            await peers.until(lambda: len(out) == 16)
+            held.set()
+            await both.syncing
+    run(work())
+
+
 # -- the order in which things become true ---------------------------------------------------------------------------
 
 def test_order_of_a_run(run, peers):
