@@ -37,7 +37,7 @@ AGAIN_S = 60.0
 BEHIND = 16 << 20
 # As good as none; the rate is asked for again twice a second.
 WAITS_KB = 1
-SAVE_S = 10.0
+SAVE_S = 5.0
 
 
 @dataclass(frozen=True)
