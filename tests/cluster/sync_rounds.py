@@ -194,7 +194,7 @@ class SyncRounds:
                        f"zero {c.data_device} p=0.4 delay=0..150")
         c.marsd_start()
         self._tune(rng)
-        c.run("marsadm invalidate data", timeout=120)
+        self._insist("marsadm invalidate data")
 
     def _tune(self, rng: random.Random) -> None:
         self.c.path(f"/run/mars/sys/{RATE}").write_text(f"{rng.choice((3000, 6000, 12000))}\n")
@@ -228,9 +228,13 @@ class SyncRounds:
 
     def pause(self, rng: random.Random) -> None:
         """pause-sync, resume-sync."""
-        self.c.run("marsadm pause-sync data")
+        self._insist("marsadm pause-sync data")
         time.sleep(rng.uniform(0, 0.5))
-        self.c.run("marsadm resume-sync data")
+        self._insist("marsadm resume-sync data")
+
+    def _insist(self, command: str) -> None:
+        """On c, as soon as its worker, which may just have been killed, serves again."""
+        self.c.wait(lambda: self.c.run(command, check=False).returncode == 0, 60, command)
 
     def kill_target(self, rng: random.Random) -> None:
         """kill -9 of c's worker."""
