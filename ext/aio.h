@@ -25,24 +25,14 @@ static inline void mars_aio_destroy(aio_context_t ctx)
     syscall(SYS_io_destroy, ctx);
 }
 
-static inline void mars_aio_prep_pwritev(struct iocb *cb, int fd, const struct iovec *iov, unsigned n, uint64_t offset,
-                                         uint64_t data)
+/* opcode: IOCB_CMD_PREAD (what: the buffer, n bytes) or IOCB_CMD_PWRITEV (what: n struct iovec). */
+static inline void mars_aio_prep(struct iocb *cb, int opcode, int fd, const void *what, uint64_t n, uint64_t offset,
+                                 uint64_t data)
 {
     memset(cb, 0, sizeof *cb);
-    cb->aio_lio_opcode = IOCB_CMD_PWRITEV;
+    cb->aio_lio_opcode = (uint16_t)opcode;
     cb->aio_fildes = (uint32_t)fd;
-    cb->aio_buf = (uint64_t)(uintptr_t)iov;
-    cb->aio_nbytes = n;
-    cb->aio_offset = (int64_t)offset;
-    cb->aio_data = data;
-}
-
-static inline void mars_aio_prep_pread(struct iocb *cb, int fd, void *to, uint64_t n, uint64_t offset, uint64_t data)
-{
-    memset(cb, 0, sizeof *cb);
-    cb->aio_lio_opcode = IOCB_CMD_PREAD;
-    cb->aio_fildes = (uint32_t)fd;
-    cb->aio_buf = (uint64_t)(uintptr_t)to;
+    cb->aio_buf = (uint64_t)(uintptr_t)what;
     cb->aio_nbytes = n;
     cb->aio_offset = (int64_t)offset;
     cb->aio_data = data;

@@ -41,7 +41,9 @@ cdef extern from "disk.h" nogil:
 cdef extern from "aio.h" nogil:
     int mars_aio_setup(unsigned depth, aio_context_t *ctx)
     void mars_aio_destroy(aio_context_t ctx)
-    void mars_aio_prep_pwritev(iocb *cb, int fd, const iovec *iov, unsigned n, uint64_t off, uint64_t data)
+    enum:
+        IOCB_CMD_PWRITEV
+    void mars_aio_prep(iocb *cb, int opcode, int fd, const void *what, uint64_t n, uint64_t off, uint64_t data)
     int mars_aio_submit(aio_context_t ctx, long n, iocb **cbs)
     int mars_aio_wait(aio_context_t ctx, long minimum, long maximum, io_event *events)
 
@@ -410,7 +412,7 @@ cdef class Window:
             n += 1
             leaf[0] = shadow_step(&self.map, leaf[0], k)
         self.written_bytes += f.want
-        mars_aio_prep_pwritev(&f.cb, fd, f.iov, n, start, slot)
+        mars_aio_prep(&f.cb, IOCB_CMD_PWRITEV, fd, f.iov, n, start, slot)
         return slot
 
     cdef int issue(self, int fd, uint32_t *leaf, uint16_t *k) noexcept nogil:

@@ -126,7 +126,7 @@ static inline int mars_reads_take(struct mars_reads *r, uint32_t size, int fd, u
 static inline int mars_reads_submit(struct mars_reads *r, int i, int disk, uint64_t off, uint32_t size)
 {
     struct iocb *cb = &r->slot[i].cb;
-    mars_aio_prep_pread(cb, disk, r->buffers + (size_t)i * MARS_READ_MAX, size, off, (uint64_t)i);
+    mars_aio_prep(cb, IOCB_CMD_PREAD, disk, r->buffers + (size_t)i * MARS_READ_MAX, size, off, (uint64_t)i);
     if (mars_aio_submit(r->ctx, 1, &cb) == 1)
         return 1;
     mars_reads_give(r, i);

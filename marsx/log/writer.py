@@ -22,6 +22,7 @@ from marsx.log.reader import LogEntry, is_empty, list_logs, open_log
 from marsx.log.record import BLOCK, NO_ID, FileHeader
 
 SPARE = ".spare-log"
+SPARES = (".gap-log", ".gap-map", ".next-log")  # of emergency mode
 _TWICE = "see mars-status --history; a log is never written twice"
 _SPACE = "make room on the file system of the logs: marsadm log-delete-all, or a larger one"
 
@@ -149,7 +150,7 @@ def remove_leftovers(directory: str) -> list[str]:
     """Remove files that creations left behind when they were cut off; returns their paths. Not while one is running."""
     gone = []
     for name in os.listdir(directory):
-        if name.startswith(durable.TEMP_PREFIX) and (".log-" in name or name.endswith((".gap-log", ".gap-map"))):
+        if name.startswith(durable.TEMP_PREFIX) and (".log-" in name or name.endswith(SPARES)):
             path = os.path.join(directory, name)
             os.unlink(path)
             gone.append(path)

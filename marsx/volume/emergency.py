@@ -37,7 +37,8 @@ def enter(primary: Primary) -> LogPos:
     """Returns the end of the log. Blocks. MarsError, OSError: it did not come about, and the log goes on as it was."""
     volume = primary.volume
     assert volume is not None and primary.header is not None
-    prepare(primary)
+    if not gap.is_ready(primary.env.directory, primary.env.device_size):
+        prepare(primary)
     easy_drain(primary)
     with primary.rotate_lock:
         volume.hold()

@@ -2,7 +2,8 @@
 (rule 27).
 
 Both are made, with all their blocks written, while there is room (`prepare`), because there is none when they are
-needed. A map is one header block and sectors of 512 bytes: u32 CRC-32C of the rest, u32 number, the map's id, bits.
+needed; so is the file of the log with which a primary begins when it comes up and /mars is full. A map is one header
+block and sectors of 512 bytes: u32 CRC-32C of the rest, u32 number, the map's id, bits.
 
     header  magic `MARSXMAP`, u16 version, u16 state (0 spare, 1 open, 2 closed), u32 CRC-32C of the block with this
             field as zero, id, u64 device size, u64 number of the gap log, u32 shift, u32 sectors, resource
@@ -29,9 +30,9 @@ from marsx.base.errors import DamagedError, PreconditionError
 from marsx.log import reader, record
 from marsx.log.record import BLOCK, FileHeader
 
-SPARE_MAP, SPARE_LOG = ".gap-map", ".gap-log"
+SPARE_MAP, SPARE_LOG, NEXT_LOG = ".gap-map", ".gap-log", ".next-log"
 MAP_PREFIX = ".map-"
-LOG_BYTES = 1 << 20  # of the gap log, so that it can go on at once
+LOG_BYTES = 1 << 20  # of the gap log, and of the next one, so that it can go on at once
 STEP = 11  # numbers that a gap takes (facts 6.2)
 SPARE, OPEN, CLOSED = range(3)
 SECTOR_BYTES, SECTOR_HEAD = 512, 24  # ext/direct.h
@@ -98,11 +99,13 @@ class Map:
 
 
 def prepare(directory: str, resource: str, size: int) -> None:
-    """See that the spare map and the spare gap log are there, durably, and fit the device. OSError: no room."""
-    if not _has_spare_log(directory):
+    """See that the spare map and the spare logs are there, durably, and fit the device. OSError: no room."""
+    if not _has_spare_log(directory, SPARE_LOG):
         durable.write_file(os.path.join(directory, SPARE_LOG), bytes(LOG_BYTES))
     if not _has_spare_map(directory, size):
         _make_map(os.path.join(directory, SPARE_MAP), resource, size)
+    if not _has_spare_log(directory, NEXT_LOG):
+        durable.write_file(os.path.join(directory, NEXT_LOG), bytes(LOG_BYTES))
 
 
 def _make_map(path: str, resource: str, size: int) -> None:
@@ -122,7 +125,7 @@ def _sector(number: int, map_id: bytes) -> bytes:
 
 def is_ready(directory: str, size: int) -> bool:
     """Can emergency mode be entered without any room in /mars?"""
-    return _has_spare_log(directory) and _has_spare_map(directory, size)
+    return _has_spare_log(directory, SPARE_LOG) and _has_spare_map(directory, size)
 
 
 def _has_spare_map(directory: str, size: int) -> bool:
@@ -133,10 +136,10 @@ def _has_spare_map(directory: str, size: int) -> bool:
     return header.size == size and header.state == SPARE
 
 
-def _has_spare_log(directory: str) -> bool:
+def _has_spare_log(directory: str, name: str) -> bool:
     """Under this name alone, and as long as it was made."""
     try:
-        found = os.lstat(os.path.join(directory, SPARE_LOG))
+        found = os.lstat(os.path.join(directory, name))
     except FileNotFoundError:
         return False
     return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size == LOG_BYTES
@@ -186,10 +189,15 @@ def give_back(directory: str, changed: Map) -> None:
     os.rename(changed.path, os.path.join(directory, SPARE_MAP))
 
 
-def make_log(directory: str, header: FileHeader) -> int:
-    """The spare file becomes the gap log with this header, which has to be new; its descriptor (O_RDWR, O_DIRECT).
-    Header and name are durable when this returns (rule 4). An error before it has its name leaves the spare usable."""
-    spare, path = os.path.join(directory, SPARE_LOG), os.path.join(directory, header.name)
+def begin_log(directory: str, header: FileHeader) -> int | None:
+    """As `make_log`, the first log of a primary that comes up while /mars is full; None: no file was kept for it."""
+    return make_log(directory, header, NEXT_LOG) if _has_spare_log(directory, NEXT_LOG) else None
+
+
+def make_log(directory: str, header: FileHeader, name: str = SPARE_LOG) -> int:
+    """The spare file becomes a log with this header, which has to be new; its descriptor (O_RDWR, O_DIRECT). Header and
+    name are durable when this returns (rule 4). An error before it has its name leaves the spare usable."""
+    spare, path = os.path.join(directory, name), os.path.join(directory, header.name)
     if os.path.lexists(path):
         raise PreconditionError(f"log {path} exists already", "see mars-status --history; a log is never written twice")
     fd = os.open(spare, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -253,10 +261,3 @@ def drop_old(directory: str, below: int) -> None:
                 continue
             if nr < below:
                 os.unlink(path)
-
-
-def drop_spare(directory: str) -> None:
-    """Nothing is kept for a gap."""
-    for name in (SPARE_MAP, SPARE_LOG):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(directory, name))

@@ -139,8 +139,7 @@ class Primary:
                             lamport_ns=stamp, real_ns=time.time_ns(),
                             pred=pred, pred_digest=pred_digest,
                             gap_id=record.new_log_id() if self.past else record.NO_ID)  # a gap without a map (rule 27)
-        fd = writer.create_log(env.directory, header, _share(env.directory, FIRST_SPACE),
-                               writer.take_spare(env.directory))
+        fd = self._new_file(header, fresh=fresh)
         allocated = os.fstat(fd).st_size // record.BLOCK * record.BLOCK
         assert self.volume is not None
         self.volume.allocate_step = max(_share(env.directory, PREALLOCATE), 1 << 20)
@@ -156,6 +155,18 @@ class Primary:
             self.volume.switch(fd, header.pack(), allocated)
         self.header = header
         self.publish()
+
+    def _new_file(self, header: FileHeader, *, fresh: bool) -> int:
+        """Where there is no room for it, a primary that comes up has a file kept for this (rule 27): it can go without
+        log then, while one that goes on in its log had better do so."""
+        directory = self.env.directory
+        try:
+            return writer.create_log(directory, header, _share(directory, FIRST_SPACE), writer.take_spare(directory))
+        except PreconditionError:
+            fd = gap.begin_log(directory, header) if fresh else None
+            if fd is None:
+                raise
+            return fd
 
     # ---- while serving ----
 

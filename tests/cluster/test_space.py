@@ -148,11 +148,60 @@ def test_all_are_full_and_one_has_a_limit_of_its_own(pair):
     a.run("marsadm set-emergency-limit data 0")
     a.wait(lambda: fact(a, "is-emergency") == "0", 30, "the log to go on")
     scenario.wait_equal(a, b, "data", 60)
-    a.run("marsadm secondary data")                             # the way of the manual (8.1): nothing is in its way
-    a.run("marsadm primary data")
-    b.run("marsadm invalidate data")
-    write(a, 64, 8, 200)
+
+
+def test_a_full_mars_at_the_start(pair):
+    """Rules 27, 28: a primary that finds /mars full to the last block when it comes up serves its device all the same,
+    past the log. Then the way of the manual (8.1), from within emergency mode: make room, secondary and primary, and
+    invalidate on the others."""
+    one = pair(data_size=64 * MIB, mars_size=300 * MIB)
+    a, b = one
+    write(a, 1024, 8, 0)
     scenario.wait_equal(a, b, "data", 60)
+    for way in ("by itself", "by the manual"):
+        a.run("marsd stop")
+        fill(a, 0)
+        a.marsd_start()
+        scenario.wait_device(a, "data")
+        a.wait(lambda: fact(a, "is-emergency") == "1", 30, "emergency mode")
+        write(a, 64, 16, 300)
+        b.wait(lambda: "EMERGENCY MODE" in messages(b, "a"), 20, "a's state in b's tree")
+        if way == "by itself":
+            leave(a)
+        else:
+            a.run(["sh", "-c", "echo 0 > /run/mars/sys/logger_resume"])
+            a.run("rm /mars/foreign")
+            a.wait(lambda: "logger_resume" in messages(a, "a"), 30, "room that nobody uses")
+            a.run("marsadm secondary data")
+            a.run("marsadm primary data")
+            b.run("marsadm invalidate data")
+        write(a, 64, 8, 200)
+        scenario.wait_equal(a, b, "data", 60)
+        assert a.path(f"/mars/{RESOURCE}/.next-log").exists() and fact(a, "is-emergency") == "0"
+
+
+def test_a_paused_secondary(pair):
+    """Rules 27, 28: a secondary whose replay is paused fetches until its own /mars is full of log, and says so; it is
+    named on the primary, which drops what it has not fetched, for it alone, and is never without log. When it goes on,
+    all of it ends by itself."""
+    one = pair(data_size=64 * MIB, mars_size=200 * MIB)
+    a, b = one
+    write(a, 1024, 2, 0)
+    scenario.wait_equal(a, b, "data", 60)
+    for host in one:
+        host.run(["sh", "-c", "echo 4 > /run/mars/sys/stuck_seconds"])
+    b.run("marsadm pause-replay data")
+    for _ in range(14):
+        write(a, 1024, 24, 8)
+        a.wait(lambda: a.links("actual-a")["emergency"] in ("0", "1"), 60, "room to be made")
+    a.wait(lambda: "b has its replay switched off" in messages(a, "a"), 30, "b to be named on a")
+    a.wait(lambda: a.links("actual-b").get("emergency", "0") > "1", 30, "b's level in a's tree")
+    assert "b will be healed" in log_of(a) and "emergency mode:" not in log_of(a)
+    b.run("marsadm resume-replay data")
+    scenario.wait_equal(a, b, "data", 90)
+    for host in one:
+        host.wait(lambda host=host: host.links(f"actual-{host.name}")["emergency"] == "0", 30, "room")
+    a.wait(lambda: "switched off" not in messages(a, "a") and "dropped" not in messages(a, "a"), 60, "messages to end")
 
 
 def test_who_is_forced_meanwhile_has_parted(pair):

@@ -21,7 +21,7 @@ from tools import scenario
 from tools.hosts import MIB, Cluster, Host
 
 RESOURCE = "resource-data"
-STEPS = 6
+STEPS = 5
 LEDGER_BLOCKS = 1024
 WORD = os.environ.get("MARSX_SPACE_SEEDS", "1")
 SEEDS = range(int(WORD.partition("-")[0]), int(WORD.rpartition("-")[2]) + 1)

@@ -13,7 +13,7 @@ from marsx._ext import marsdirect, marsinject
 from marsx.base.errors import DamagedError, PreconditionError
 from marsx.base.position import LogPos
 from marsx.log import record
-from marsx.volume import emergency, gap, recovery
+from marsx.volume import emergency, gap, primary, recovery
 from marsx.volume.primary import Primary
 from tests.fix_volume import BLOCK, HOST, MIB, RESOURCE, UUID, Serving, Site, apply, flip, read_groups
 
@@ -343,7 +343,7 @@ class FailsAt:
 
 
 STEPS = [("os", "rename", 1), ("os", "rename", 2), ("durable", "overwrite", 1), ("durable", "overwrite", 2),
-         ("os", "open", 1), ("os", "open", 2), ("os", "open", 4)]
+         ("os", "open", 2), ("os", "open", 4)]
 
 
 @pytest.mark.parametrize(("module", "name", "at"), STEPS)
@@ -393,6 +393,32 @@ def test_the_next_gap_is_prepared_before_the_log_goes_on(make_site, monkeypatch)
         monkeypatch.setattr(gap.durable, "write_file", no_room)
         emergency.enter(one.primary)
         one.primary.end()
+
+
+def test_a_start_without_room(make_site, monkeypatch):
+    """Rule 27: a primary that comes up and finds no room for a log begins with the file kept for that, and can go
+    without log from there. One that goes on in its log does not use it."""
+    site, twin = ready(make_site)
+    rng = random.Random(23)
+    with Serving(site, first=True) as one:
+        load(one, twin, rng, 20)
+        one.injector.flush()
+        at = site.facts.last("version")[1]
+
+    def full(*args: object) -> int:
+        raise PreconditionError("no space for log")
+    monkeypatch.setattr(primary.writer, "create_log", full)
+    monkeypatch.setattr(gap.durable, "write_file", no_room)
+    with Serving(site, LogPos(at.nr, HOST, 0)) as one:
+        assert one.primary.header.nr == at.nr + 1 and not (site.directory / gap.NEXT_LOG).exists()
+        load(one, twin, rng, 20)
+        emergency.enter(one.primary)
+        load(one, twin, rng, 20)
+        assert one.logical() == bytes(twin) == site.disk.contents()
+    with Serving(site, LogPos(at.nr + 12, HOST, 0)) as one:
+        assert one.primary.volume.is_direct                 # as it was: nothing new is needed
+        with pytest.raises(PreconditionError, match="cannot be prepared"):
+            emergency.leave(one.primary)
 
 
 def test_a_gap_is_history(make_site):
