@@ -48,7 +48,8 @@ class Identity:
         if real and real != peer.incarnation and peer.address != address:
             self._refuse(peer, f"another host is {peer.host}, at {address}: this one has its identity (a copy?)")
         self._refused.pop((peer.host, peer.address), None)
-        return "" if address else f"{peer.host} is not in the address book of {self._store.host}"
+        # who is known as a member only lost its address here: it says it itself
+        return "" if address or member else f"{peer.host} is not in the address book of {self._store.host}"
 
     def is_real(self, host: str, incarnation: str) -> None:
         """This one answers at the address of `host`: sessions of others with its identity end."""

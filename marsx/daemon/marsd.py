@@ -119,6 +119,10 @@ def check_host(paths: Paths) -> None:
     if not os.access(paths.mars_dir, os.R_OK | os.W_OK | os.X_OK):
         raise PermissionDeniedError(f"{paths.mars_dir} is not writable", "is its file system mounted read-only?")
     if not os.path.lexists(os.path.join(paths.mars_dir, tree.uuid())):
+        if os.path.exists(os.path.join(paths.etc_dir, "tls", "host.crt")):
+            name = f"{paths.mars_dir}/uuid"
+            raise PreconditionError(f"{name} is missing, but this host has certificates of a cluster",
+                                    f"ln -s VALUE {name}, with what `readlink {name}` says on another host")
         raise PreconditionError("this host is in no cluster", "marsadm create-cluster, or: marsadm join-cluster HOST")
     for path, mode in ((paths.run_dir, 0o700), (paths.dev_dir, 0o755)):
         try:

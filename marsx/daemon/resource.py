@@ -313,8 +313,8 @@ class Runner:
         replay = self.site.view().replay(self.resource, self.site.host)
         if replay is None:
             raise PreconditionError(
-                f"{self.resource}: the replay link of this host is missing or damaged",
-                f"marsadm invalidate {self.resource}",
+                f"{self.resource}: the replay link of this host is missing or damaged. On a secondary: marsadm "
+                f"invalidate {self.resource}; on the primary: make another host primary (--force), then the same",
             )
         return replay.pos, self.publisher.digest_hint(replay.pos)
 

@@ -165,10 +165,13 @@ class Worker:
     # ---- start ----
 
     async def start(self) -> None:
+        self.store.heals = True
         self.store.load()
         if not self.store.get(paths.uuid()):
+            lost = f"if it was lost: ln -s VALUE {self.store.root}/uuid, with what `readlink {self.store.root}/uuid` " \
+                   "says on another host; else " if self.files.complete() else ""
             raise PreconditionError(
-                "this host is in no cluster", "marsadm create-cluster, or marsadm join-cluster HOST --token=T"
+                "this host is in no cluster", f"{lost}marsadm create-cluster, or marsadm join-cluster HOST --token=T"
             )
         if not self.files.complete():
             raise PreconditionError(f"the certificates in {self.files.directory} are missing", "join the cluster again")
@@ -421,6 +424,7 @@ class Worker:
                     await self._keep_house(runner, count % every == 0, count % 10 == 0, scarce)
                 self.stalls.tick()
                 self.identity.tick()
+                self._say_tree()
                 await self.web.tick()
                 self.store.retry()
                 if count % 5 == 0:
@@ -450,6 +454,19 @@ class Worker:
             LOG.error("%s: %s", runner.resource, err)
         except Exception:
             LOG.exception("%s: tick failed", runner.resource)
+
+    def _say_tree(self) -> None:
+        """What of the tree was found damaged: is it whole again?"""
+        store = self.store
+        bad = [f"{rel}: {why}" for rel, why in sorted(store.problems.items())]
+        text = f"{len(bad)} entries of {store.root} do not count: {'; '.join(bad[:3])}"
+        self.site.say("", "err-tree", text if bad else "")
+        if store.healed:
+            good = [f"{rel} {why}" for rel, why in sorted(store.healed.items())]
+            store.healed.clear()
+            text = f"{len(good)} damaged entries of {store.root} were written again: {'; '.join(good[:3])}"
+            LOG.info("%s", text)
+            self.site.say("", "inf-tree-healed", text)
 
     def _heartbeat(self, first: bool = False) -> None:
         now = self.lamport.now()

@@ -119,6 +119,23 @@ def _over(lookup: Lookup, member_rel: str, removed_rel: str, stamp: int | None =
     return joined is not None and stamp is not None and stamp < joined[2]
 
 
+def put_aside(root: str, host: str, rel: str) -> str:
+    """What stands in the place of an entry and is no link, or in that of a directory and is none, goes out of the way;
+    where it is now, "" if there was nothing."""
+    path = f"{root}/{rel}"
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    if stat.S_ISLNK(mode) and not paths.is_directory(rel) or stat.S_ISDIR(mode) and paths.is_directory(rel):
+        return ""
+    aside = f"{root}/{paths.local_dir(host)}/misplaced"
+    os.makedirs(aside, mode=0o700, exist_ok=True)
+    aside += f"/{time.time_ns()}-{rel.replace('/', '-')}"
+    os.rename(path, aside)
+    return aside
+
+
 def root_identity(root: str) -> tuple[int, int]:
     """Which directory this is: another one under the same name means that the file system was unmounted."""
     try:

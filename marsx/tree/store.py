@@ -7,6 +7,8 @@ Invariants
     of two entries with one name the greater in `order` (stamp, then kind and text of the value) counts on every host,
         so hosts that have seen the same entries have the same tree, whatever the order of arrival (rule 25)
     the cache never shows less than the disk did; a disk entry smaller than the cached one is written over
+    while marsd runs (`heals`) no entry vanishes: entries are deleted by tombstones, so one that is gone, or has
+        something else in its place, was damaged, and is written again; what was there is put aside
     no entry about this host comes from another host (rule 22), no fact of a removed or earlier incarnation is kept
         about another host (rule 26), no entry has a stamp that no healthy clock can have made (rule 25)
     `put_many` and `merge` change disk and cache in the order given and wake the listeners once, at the end (rule 19)
@@ -101,6 +103,8 @@ class Store:
         self.host = host
         self.lamport = lamport
         self.readonly = readonly
+        self.heals = False  # of marsd alone: what it forgets itself would come back from the cache of others
+        self.healed: dict[str, str] = {}  # name -> what was wrong
         self.problems: dict[str, str] = {}
         self._cache: dict[str, Entry] = {}
         self._durable: dict[str, Entry] = {}
@@ -391,7 +395,13 @@ class Store:
         """Bring disk and cache together: the greater entry counts on both sides."""
         changed = []
         for rel in gone:
+            if rel not in self._pending:
+                self.problems.pop(rel, None)
             if rel in self._cache and rel not in self._pending:
+                if self.heals:
+                    self.healed[rel] = "was deleted"
+                    self._write_if_greater(self._cache[rel])
+                    continue
                 del self._cache[rel]
                 self._durable.pop(rel, None)
                 changed.append(rel)
@@ -411,6 +421,8 @@ class Store:
             self.lamport.see(entry.stamp)
         if problem or order(entry) < order(cached):
             if cached is not None and not self.readonly:
+                if problem:
+                    self.healed[entry.rel] = problem
                 self._write_if_greater(cached)
             return False
         if not problem and entry.rel not in self._pending:
@@ -489,6 +501,8 @@ class Store:
         path = self._path(entry.rel)
         try:
             self._make_dirs(os.path.dirname(entry.rel))
+            if self.heals and (aside := guard.put_aside(self.root, self.host, entry.rel)):
+                self.healed[entry.rel] = f"was no link: what was there is in {aside}"
             disk.write_link(path, entry.value, entry.stamp, durable=False)
         except OSError as err:
             if err.errno not in _NO_SPACE:
@@ -504,6 +518,8 @@ class Store:
     def _make_dirs(self, rel: str) -> None:
         if rel and not os.path.isdir(self._path(rel)):
             self._make_dirs(os.path.dirname(rel))
+            if self.heals and (aside := guard.put_aside(self.root, self.host, rel)):
+                self.healed[rel] = f"was no directory: what was there is in {aside}"
             if disk.make_dir(self._path(rel)):
                 self._durable_dirs.discard(rel)
 

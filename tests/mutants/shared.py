@@ -144,6 +144,9 @@ RULES_OF_MANY_HOSTS = (
     Mutant("half-a-decision", 0, "marsx/daemon/seal.py",
            "        if self.accepted and view.designated(runner.resource) != runner.site.host", "        if False",
            f"{UNIT}/daemon/test_seal.py::test_accepted"),
+    # ---- 0: damaged entries of the tree
+    Mutant("deleted-link-is-believed", 0, "marsx/tree/store.py", "                if self.heals:\n",
+           "                if False:\n", f"{UNIT}/tree/test_store.py::test_what_vanished_comes_back_while_marsd_runs"),
     # ---- 21, 22, 26: who is who
     Mutant("outcast-begins-a-log", 21, "marsx/daemon/comeback.py",
            "        if outcast := self.site.outcast():\n            return outcast, \"\"\n", "",

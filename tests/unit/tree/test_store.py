@@ -495,3 +495,36 @@ def test_facts_of_and_wishes_split_the_tree_in_order(make):
     assert [entry.rel for entry in store.facts_of("a")] == [REPLAY_A, paths.host_actual("a", "alive")]
     assert [entry.rel for entry in store.facts_of("b")] == [REPLAY_B]
     assert [entry.rel for entry in store.wishes()] == [PRIMARY]
+
+
+@pytest.mark.parametrize("heals", [True, False])
+def test_what_vanished_comes_back_while_marsd_runs(tmp_path, heals):
+    """Entries are deleted by tombstones: one that is gone, no link, or in no directory any more was damaged. Only marsd
+    knows what it has forgotten itself; other programs believe the disk."""
+    store = Store(Paths(mars_dir=str(tmp_path)), "a", Lamport())
+    store.load()
+    store.heals = heals
+    rel, other = paths.todo("r", "a", "attach"), paths.size("r")
+    store.put_many([(rel, "1"), (other, "4096")])
+    stamp = store.stamp(rel)
+    (tmp_path / rel).unlink()
+    (tmp_path / other).unlink()
+    (tmp_path / other).mkdir()
+    store.reread([rel, other])
+    assert (store.get(rel), store.get(other)) == (("1", "4096") if heals else ("", ""))
+    assert os.path.islink(tmp_path / rel) is os.path.islink(tmp_path / other) is heals
+    assert len(store.healed) == 2 * heals
+    if not heals:
+        return
+    assert store.stamp(rel) == stamp == os.lstat(tmp_path / rel).st_mtime_ns
+    assert "misplaced" in store.healed[other] and len(os.listdir(tmp_path / "local-a/misplaced")) == 1
+    folder = (tmp_path / rel).parent
+    (tmp_path / rel).unlink()
+    folder.rmdir()
+    folder.write_text("no directory")
+    store.load()
+    assert store.get(rel) == "1" == os.readlink(tmp_path / rel) and len(os.listdir(tmp_path / "local-a/misplaced")) == 2
+    store.delete(rel)
+    assert store.purge(store.lamport.now()) == [rel]
+    store.reread(rel)
+    assert store.entry(rel) is None, "what marsd forgot itself stays forgotten"
