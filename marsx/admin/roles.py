@@ -25,6 +25,7 @@ from marsx.base.errors import DamagedError, PreconditionError, UsageError
 from marsx.base.position import LogPos
 from marsx.tree import paths
 from marsx.tree.paths import NONE
+from marsx.tree.roles import gap_ahead
 from marsx.tree.store import Entry
 from marsx.tree.view import View
 
@@ -163,6 +164,7 @@ def check_planned(ctx: Context, view: View, resource: str) -> None:
         raise PreconditionError(f"{resource}: {host} is in emergency mode", "make room in /mars here first")
     _check_own_data(ctx, view, resource)
     _check_other_syncs(ctx, view, resource)
+    _check_gap(view, resource, host)
     split = state.split_brain(view, resource)
     if split:
         raise PreconditionError(
@@ -188,6 +190,18 @@ def _check_own_data(ctx: Context, view: View, resource: str) -> None:
             f"{resource}: the replica here is not consistent, {what}",
             f"wait for it: marsadm wait-resource {resource} is-consistent",
         )
+
+
+def _check_gap(view: View, resource: str, host: str) -> None:
+    """Who is primary, or was it last, has written past the log, and that is not here (rule 27)."""
+    for holder in sorted({view.designated(resource), state.role_holder(view, resource)} - {"", host}):
+        if gap_ahead(view, resource, host, holder):
+            serves = view.actual(resource, holder, "is-primary") == "1"
+            raise PreconditionError(
+                f"{resource}: what {holder} wrote past the log, in emergency mode, is not here yet",
+                f"make room in /mars on {holder}, then wait: it heals by itself" if serves else
+                f"first on {holder}: marsadm primary {resource}",
+            )
 
 
 def _check_other_syncs(ctx: Context, view: View, resource: str) -> None:

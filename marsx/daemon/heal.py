@@ -119,7 +119,7 @@ class Patch(LogCopy):
                 bad.add(at)
         return found, bad
 
-    def _publish(self, force: bool = False, wait: bool = True, ended: bool = False) -> bool:
+    def _publish(self, force: bool = False, wait: bool = True) -> bool:
         """The version link is moved by recovery, when it has seen the whole."""
         return False
 

@@ -5,8 +5,6 @@ Invariants:
     fetched is the end of a verified group, durable in the local file; nothing behind it is ever counted
     a new log is begun only from a header that names our own end and digest as its predecessor (rules 4, 6)
     the file is cut to the verified end before a stream appends to it (a torn tail of the last stream)
-    an empty log of this host that others still have is not said to be here, unless another log follows it: it was
-        withdrawn, and the right to write may have been granted since (rules 7, 18)
 """
 
 from __future__ import annotations
@@ -114,7 +112,7 @@ class LogCopy:
             )
         if found.gap_id != record.NO_ID:
             raise GapAhead(f"{found.name} stands behind a gap of the log", "it is healed by itself")
-        self._publish(force=True, ended=True)
+        self._publish(force=True)
         self._create(found)
 
     # ---- inside ----
@@ -163,7 +161,7 @@ class LogCopy:
         self._publish(force=header is not None)
         self._on_fetched(at, digest)
 
-    def _publish(self, force: bool = False, wait: bool = True, ended: bool = False) -> bool:
+    def _publish(self, force: bool = False, wait: bool = True) -> bool:
         """The version link; not for every feed. One at a time, so that an older one never comes after a newer one; the
         loop must not wait for that, because the others wait for the loop. True when it says what is here now."""
         now = time.monotonic()
@@ -175,7 +173,7 @@ class LogCopy:
             with self._lock:
                 at, digest, header = self.at, self.digest, self.header
             self._published = now
-            if header is not None and (ended or at.pos or header.producer != self.env.host):
+            if header is not None:
                 self.env.facts.version(at, digest, point_before(header))
             return True
         finally:

@@ -6,12 +6,14 @@ Invariants:
         (an empty one of another producer, one from before a split) is not in it
     logs that a stream reads from are pinned, and pinned before they are looked at: deletion asks `Pins` first (rule 9)
     logs are read past the page cache, as they are written: what is sent is what is on the disk
+    an empty log at the end of the history goes only from its producer to others
     a block that the disk does not give ends the stream, named to the peer, and is told to who can have it healed
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import os
 import threading
@@ -103,7 +105,8 @@ class Source:
     """One stream's view. `end`: where the own durable history ends."""
 
     def __init__(self, directory: str, uuid: str, resource: str, end: End, pins: Pins,
-                 on_unreadable: Callable[[LogPos], None] = lambda upto: None) -> None:
+                 on_unreadable: Callable[[LogPos], None] = lambda upto: None, host: str = "") -> None:
+        self._host = host
         self._on_unreadable = on_unreadable
         self._directory = directory
         self._uuid = uuid
@@ -146,7 +149,7 @@ class Source:
                 return Verdict(Reason.BEHIND, f"{name} has only just begun here")
             return Verdict(Reason.SPLIT, f"{name} lies here, but the history of this host goes another way")
         known = self._end_of(start.nr, start.producer)
-        offer = Offer(known, end)
+        offer = Offer(known, self._given())
         if not start.log_id:
             return Verdict(header=log.header.pack(), offer=offer)
         if start.log_id != log.header.log_id.hex():
@@ -166,7 +169,7 @@ class Source:
             return Verdict(reason, f"{name} is not here (any more)")
         if following.pred_digest != start.digest:
             return Verdict(Reason.SPLIT, f"{following.name} follows other contents of {name} here")
-        return Verdict(offer=Offer(start.pos, self._end.at))
+        return Verdict(offer=Offer(start.pos, self._given()))
 
     def _digest_at(self, log: reader.OpenLog, pos: int) -> str | None:
         """What is known of the log's end; from the group that starts there, if there is one (its header is checked
@@ -257,7 +260,7 @@ class Source:
                          "it is healed by itself where another member has it")
 
     def following(self, nr: int, producer: str, pos: int) -> NextLog | None:
-        if self._end.at.nr <= nr:
+        if self._given().nr <= nr:
             return None
         if pos != self._end_of(nr, producer):
             return None
@@ -267,7 +270,19 @@ class Source:
         return NextLog(found.nr, found.producer, found.pack())
 
     async def wait(self, nr: int, producer: str, pos: int) -> None:
-        await self._end.wait(lambda: self._end.at.order > (nr, pos))
+        await self._end.wait(lambda: self._given().order > (nr, pos))
+
+    def _given(self) -> LogPos:
+        """Up to where the history is passed on: not into an empty log at its end that another host has begun. He may
+        have withdrawn it, and granted the right since; it must not come back to him from here (rules 7, 18)."""
+        end = self._end.at
+        if end.pos or end.producer == self._host or not self._host:
+            return end
+        with contextlib.suppress(MarsError):
+            with reader.open_log(os.path.join(self._directory, end.log), self._uuid, self._resource) as log:
+                if log.header.pred is not None and log.header.gap_id == record.NO_ID:
+                    return log.header.pred
+        return end
 
     def acked(self, nr: int, producer: str, pos: int) -> None:
         self._unpin_below(nr)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from marsx.base.position import LogPos
 from marsx.daemon.space import STOP_SYNC
 from marsx.tree import paths
-from marsx.tree.roles import Right, right_holder
+from marsx.tree.roles import Right, gap_ahead, right_holder
 from marsx.tree.view import Mark, View
 
 
@@ -105,6 +105,16 @@ def waiting_hosts(view: View, resource: str, host: str) -> list[str]:
     if designated in members and designated != host:
         order = [designated, *[other for other in order if other != designated]]
     return order
+
+
+def cannot_follow(view: View, resource: str, host: str) -> str:
+    """Why the primary `host` must not give its role to who waits for it, "" if it may. Who is designated without having
+    waited was forced."""
+    waiting = "" if view.designated(resource) else next(iter(waiting_hosts(view, resource, host)), "")
+    if waiting and gap_ahead(view, resource, waiting, host):
+        return (f"{waiting} waits for the primary role, but what went past the log here is not there yet: make room in "
+                "/mars if it is full; it heals by itself")
+    return ""
 
 
 def grant_to(view: View, resource: str, host: str, local: Local) -> str:

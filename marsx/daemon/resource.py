@@ -24,7 +24,7 @@ from marsx.daemon.comeback import Comeback
 from marsx.daemon.consumer import Consumer
 from marsx.daemon.context import Context, make_env
 from marsx.daemon.facts import Publisher
-from marsx.daemon.plan import Local, Plan, forced, grant_to, is_force, plan, stale_force
+from marsx.daemon.plan import Local, Plan, cannot_follow, forced, grant_to, is_force, plan, stale_force
 from marsx.daemon.producer import Producer
 from marsx.daemon.rates import Rates, counted
 from marsx.daemon.scrub import Scrub
@@ -35,7 +35,7 @@ from marsx.daemon.syncing import Syncing
 from marsx.log import reader
 from marsx.log.chain import Point
 from marsx.tree import paths
-from marsx.tree.roles import right_holder
+from marsx.tree.roles import is_there, right_holder
 from marsx.tree.view import View
 from marsx.volume.env import Env
 
@@ -208,6 +208,7 @@ class Runner:
         self._say_reasons(want, local)
         if self.producer is not None and not want.primary:
             return await self._give_up()
+        self.site.say(res, "err-device-busy", "")
         if self.disk_fd >= 0 and not want.attach:
             return await self.detach()
         if want.attach and self.disk_fd < 0:
@@ -352,18 +353,21 @@ class Runner:
         at, digest, first, view = *self._where(), self._is_first(), self.site.view()
         if (older := self.back.older(view)) and not forced(view, self.resource, self.site.host):
             raise DamagedError(older)
+        assert self.consumer is not None
+        end = self.consumer.copy.at if self.consumer.copy is not None else at
         await self.stop_consumer()
         self._env = self._make_env()
         if not first:
             known = self.back.known_durable()
-            at, digest = await self.site.blocking(replica.step_back, self._env, self.publisher, at, digest, known)
+            gone = end.pos == 0 and not is_there(view, self.resource, end.producer, end.nr)
+            at, digest = await self.site.blocking(replica.step_back, self._env, self.publisher, at, digest, known, gone)
         producer = Producer(self._context())
         producer.primary.past = self.seal.accepted
         await producer.start(at, digest, self.back.known_durable(), first)
         self.producer = producer
         self.seal.drop()
         assert producer.primary.header is not None
-        salvage.begun(self, producer.primary.header)
+        self.salvage.begun(producer.primary.header)
         self._facts({"is-primary": "1", "if-on": "1", "is-attached": "1", "is-replaying": "0", "open-count": "0"})
         nr = max(producer.primary.header.nr, self.site.view().maxnr(self.resource))
         self.site.store.put(paths.maxnr(self.resource), str(nr))
@@ -384,17 +388,15 @@ class Runner:
         """Device away, log ended, facts published, right granted (rules 18 to 20). In use: keep everything, say so,
         try again."""
         assert self.producer is not None
-        self.busy = await self.producer.take_device_away()
+        text = cannot_follow(self.site.view(), self.resource, self.site.host)
+        self.busy = [] if text else await self.producer.take_device_away()
         if self.busy:
-            self.site.say(
-                self.resource,
-                "err-device-busy",
-                f"the primary role is to go, but the device is in use by {', '.join(self.busy[:5])}: "
-                "close or umount it",
-            )
+            text = (f"the primary role is to go, but the device is in use by {', '.join(self.busy[:5])}: "
+                    "close or umount it")
+        self.site.say(self.resource, "err-device-busy", text)
+        if text:
             self.later(1.0)
             return False
-        self.site.say(self.resource, "err-device-busy", "")
         end, digest = await self.producer.finish()
         self.producer = None
         emergency.forget(self)
@@ -529,7 +531,7 @@ class Runner:
         if self.stock.end is None or self.disk_fd < 0:
             raise PreconditionError(f"{self.resource} is not attached on {self.site.host}", "marsadm attach there")
         return logsource.Source(self.directory(), self.site.view().log_uuid(self.resource), self.resource,
-                                self.stock.end, self.stock.pins, self._unreadable_in_thread)
+                                self.stock.end, self.stock.pins, self._unreadable_in_thread, self.site.host)
 
     def _unreadable_in_thread(self, upto: LogPos) -> None:
         self.site.loop.call_soon_threadsafe(self._mend, upto)

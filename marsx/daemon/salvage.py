@@ -48,6 +48,7 @@ class Salvage:
         self._runner = runner
         self._looked: Damage | None = None
         self._refused: tuple[Damage | None, str] | None = None  # what, and by which wish it was to be taken over
+        self._bridge = ""  # the empty log that was begun behind damaged ones
 
     async def follow(self, env: Env, position: Callable[[], tuple[LogPos, str]]) -> bool:
         """In the resource's turn. True: the logs hold now, plan again."""
@@ -77,6 +78,18 @@ class Salvage:
             await self._take_over(view, env, sound)
             return True
         return False
+
+    def begun(self, header: FileHeader) -> None:
+        """This host is primary, with this log. A replica that is not consistent was made a device by --ignore-sync: it
+        stays one after a restart. The first log behind the empty one of `cut` is not withdrawn either: else that would
+        be the newest, beside another one with its number."""
+        site, resource = self._runner.site, self._runner.resource
+        view, name = site.view(), header.name
+        if ignores_sync(view, resource, site.host) and not view.disk_consistent(resource, site.host):
+            site.store.put(paths.actual(resource, site.host, "taken"), name, durable=True)
+        if self._bridge and header.pred is not None and header.pred.log == self._bridge:
+            site.store.put(paths.begun(resource, site.host), name, durable=True)
+        self._bridge = ""
 
     def _start(self, view: View, at: LogPos, digest: str) -> tuple[LogPos, str, Point | None]:
         """The disk position, the digest there as far as anybody knows it, the end of the log before it."""
@@ -131,6 +144,7 @@ class Salvage:
         kept = await site.blocking(salvage.cut, env, sound, aside, damage.due if damage is not None and same else 0)
         LOG.info("%s: kept in %s: %s", resource, aside, ", ".join(kept) or "nothing")
         self._looked = self._refused = None
+        self._bridge = log_name(sound.end.nr + 1, site.host)
         forget(runner)
         await runner.back.forget()
         runner.forget_trouble()
@@ -144,17 +158,6 @@ def forget(runner: Runner) -> None:
         site.store.put(rel, DELETED)
     for key in (WOULD_LOSE, REFUSED):
         site.say(runner.resource, key, "")
-
-
-def begun(runner: Runner, header: FileHeader) -> None:
-    """This host is primary, with this log. A replica that is not consistent was made a device by --ignore-sync: it
-    stays one after a restart. The first log behind the empty one of `cut` is not withdrawn either: else that would be
-    the newest, beside another one with its number."""
-    view, site, resource = runner.site.view(), runner.site, runner.resource
-    if ignores_sync(view, resource, site.host) and not view.disk_consistent(resource, site.host):
-        site.store.put(paths.actual(resource, site.host, "taken"), header.name, durable=True)
-    if header.pred is not None and header.pred.log == view.actual(resource, site.host, "begun"):
-        site.store.put(paths.begun(resource, site.host), header.name, durable=True)
 
 
 def mixture(view: View, resource: str, host: str) -> LogPos | None:

@@ -15,7 +15,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from marsx.tree import paths
-from marsx.tree.view import Mark, View
+from marsx.tree.view import DIGEST_LENGTH, Mark, View
+
+NO_DIGEST = "0" * DIGEST_LENGTH  # where a gap is (rule 27)
 
 
 class Right(NamedTuple):
@@ -42,10 +44,22 @@ def newest_log(view: View, resource: str) -> tuple[int, str]:
             version = view.version(resource, host, nr)
             if version is not None and nr >= best[0]:
                 producer = version.end.pos.producer
-                if version.end.pos.pos == 0 and host != producer and not _is_there(view, resource, producer, nr):
+                if version.end.pos.pos == 0 and host != producer and not is_there(view, resource, producer, nr):
                     continue
                 best = max(best, (version.end.pos.nr, producer == designated, producer))
     return best[0], best[2]
+
+
+def gap_ahead(view: View, resource: str, host: str, of: str) -> int:
+    """Number of the log behind a gap in the history of `of` that `host` has not crossed yet; 0: there is none. Only a
+    primary gets others across (rule 27), so he must not give the role to `host` before."""
+    own = view.version_numbers(resource, host)
+    for nr in view.version_numbers(resource, of):
+        version = view.version(resource, of, nr)
+        if version is not None and version.previous is not None and version.previous.digest == NO_DIGEST:
+            if not own or own[-1] < nr:
+                return nr
+    return 0
 
 
 def _has_parted(view: View, resource: str, host: str, designated: str) -> bool:
@@ -69,7 +83,7 @@ def _tip(view: View, resource: str, host: str) -> Mark | None:
     return version.end if version is not None else None
 
 
-def _is_there(view: View, resource: str, producer: str, nr: int) -> bool:
+def is_there(view: View, resource: str, producer: str, nr: int) -> bool:
     """Does the producer of this log still say so himself? He may have withdrawn it and follow another one of that
     number."""
     own = view.version(resource, producer, nr)

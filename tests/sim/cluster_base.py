@@ -45,6 +45,9 @@ class Base(Wire):
         self.forced = 0
         self.starts = 0
         self.parted = 0
+        self.decided: list[float] = []  # when somebody was made primary
+        self.taken_back: dict[int, tuple[float, int]] = {}  # stamp -> when, stamp of the (none) that it replaced
+        self.skewed = False  # a clock was wrong
         self.peaceful = False  # nothing bad happens any more
         self.damaged = 0  # logs
         self.salvaged = 0  # times that force ended damaged logs

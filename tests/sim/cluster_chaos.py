@@ -244,6 +244,7 @@ class Chaos(Base):
 
     def _do_clock(self, host: Host) -> None:
         host.skew = self.rng.choice((-1, 1)) * int(10 ** self.rng.uniform(8, 13.3))
+        self.skewed = True
         self.note(f"the clock of {host.name} is {host.skew / SECOND:.1f} s off")
 
     # ---- marsadm ----
@@ -260,24 +261,47 @@ class Chaos(Base):
             return False
         self.note(f"primary on {host.name}")
         store.put(paths.want_primary(RES, host.name), f"{self.rng.getrandbits(32):08x}")
-        old, none = store.get(PRIMARY), None
-        if old not in ("", NONE) and store.put_weak(PRIMARY, NONE, durable=True):
-            none = store.entry(PRIMARY)
+        given = admin_roles._Given(SimpleNamespace(store=store, note=self.note), RES)  # type: ignore[arg-type]
+        given.give()
         try:
             while True:
                 await asyncio.sleep(0.02)
                 view = self.view(host)
                 right, taken = right_holder(view, RES), view.designated(RES)
                 if right is not None and right.host == host.name:
-                    store.put(PRIMARY, host.name)
+                    self._decide(host)
                     return True
                 if taken and taken != host.name or self.loop.seconds > deadline:
                     return False
         finally:
             if host.up:
-                if none is not None:
-                    store.put(PRIMARY, old, durable=True, stamp=none.stamp + 1, expect=none)
+                self._take_back(host, given)
                 store.put(paths.want_primary(RES, host.name), "0")
+
+    def _decide(self, host: Host, *more: tuple[str, str]) -> None:
+        """This host is to be primary: somebody really wants that."""
+        host.store.put_many([(PRIMARY, host.name), *more])
+        self.decided = self.decided[-1:] + [self.loop.seconds]
+
+    def _take_back(self, host: Host, given: Any) -> None:
+        """Rule 24: never over a genuine primary, here or elsewhere."""
+        none, before = given._none, host.store.entry(PRIMARY)
+        given.take_back()
+        after = host.store.entry(PRIMARY)
+        if after == before or none is None or after is None:
+            return
+        if before != none:
+            raise self.broken(f"rule 24: {host.name} takes back {after}, over {before}")
+        self.taken_back[after.stamp] = self.loop.seconds, none.stamp
+
+    def check_roles(self) -> None:
+        """Rule 24, in peace: who was made primary while somebody waited in vain, is. Clocks have to be right for that:
+        else what comes later may have the lower stamp."""
+        entry = self.hosts["a"].store.entry(PRIMARY)
+        when, none = self.taken_back.get(entry.stamp if entry else 0, (0.0, 0))
+        later = START_NS + int(max(self.decided, default=0.0) * SECOND)
+        if when and not self.skewed and none < later and max(self.decided) < when - 2.0:
+            raise self.broken(f"rule 24: what was taken back at {when} won over who was made primary at {self.decided}")
 
     async def forcing(self, host: Host) -> bool:
         """`marsadm disconnect`, `marsadm primary --force`; then up again, as soon as the device is there."""
@@ -291,8 +315,8 @@ class Chaos(Base):
             return False
         self.note(f"primary --force on {host.name}")
         self.forced += 1
-        host.store.put_many([(PRIMARY, host.name),
-                             (paths.want_primary(RES, host.name), f"{paths.FORCE}{self.rng.getrandbits(32):08x}")])
+        self.check_force(host)
+        self._decide(host, (paths.want_primary(RES, host.name), f"{paths.FORCE}{self.rng.getrandbits(32):08x}"))
         for _ in range(100):
             await asyncio.sleep(0.05)
             view = self.view(host)
@@ -303,6 +327,19 @@ class Chaos(Base):
                 return True
         host.store.put(paths.todo(RES, host.name, "connect"), "1")
         return False
+
+    def check_force(self, host: Host) -> None:
+        """Rule 23: nobody who can be reached, and of whom this host has heard that he has more of the same history, is
+        passed over."""
+        view = self.view(host)
+        ends = {one: [self.truth.points.get(text.partition(",")[0]) for _, text in sorted(links.items())][-1]
+                for one, links in view.version_texts(RES).items() if links}
+        here = ends.get(host.name)
+        for other in self.reachable(host.name):
+            if view.sound(RES, other) or view.sound(RES, host.name) or here is None or ends.get(other) is None:
+                continue
+            if self.truth.holds(ends[other], here) and not self.truth.holds(here, ends[other]):
+                raise self.broken(f"rule 23: {other} has more of the history than {host.name}, which is forced")
 
     def view(self, host: Host) -> View:
         """What marsadm sees there."""

@@ -32,6 +32,7 @@ class World(Checks):
         try:
             await self._chaos()
             await self._peace()
+            self.check_roles()
             self.check_verdict()
             await self._repair()
             if not self.hopeless:

@@ -310,21 +310,3 @@ def test_a_failed_sync_is_not_fetched(dirs, monkeypatch: pytest.MonkeyPatch) -> 
     restarted = sink.recovered()
     assert restarted.at == position(ONE)
     restarted.close()
-
-
-def test_an_own_log_that_was_withdrawn_is_not_said_to_be_here(dirs) -> None:
-    """Rules 7, 18: b has withdrawn its empty log 2 and granted the right; another host still has a copy. It may come
-    back to b, but b must not say that it wrote a log 2; when contents come, it was lost and not withdrawn."""
-    first = make_log(1)
-    second = make_log(2, "b", pred=first, groups=2)
-    origin, sink = Origin(dirs[0], first, second, end=LogPos(2, "b", 0)), Sink(dirs[1])
-    write(sink.directory, first)
-    copy = sink.recovered()
-    assert asyncio.run(stream(origin, copy, LogPos(2, "b", 0))) is None
-    assert copy.at == LogPos(2, "b", 0) and {end.nr for end, _, _ in sink.facts.versions} == {1}
-    copy.publish()
-    assert {end.nr for end, _, _ in sink.facts.versions} == {1}
-    origin.end.set(position(second))
-    assert asyncio.run(stream(origin, copy, position(second))) is None
-    copy.publish()
-    assert sink.facts.versions[-1][0] == position(second)

@@ -9,7 +9,7 @@ import pytest
 
 from marsx.base.errors import NotFoundError
 from marsx.base.position import LogPos, log_name
-from marsx.daemon.logsource import READ_MAX, End, Pins
+from marsx.daemon.logsource import READ_MAX, End, Pins, Source
 from marsx.log.record import BLOCK
 from marsx.peer.fetch import Start
 from marsx.peer.wire import Reason
@@ -239,3 +239,26 @@ def test_two_streams_hold_the_same_log(tmp_path) -> None:
     assert origin.pins.lowest() == 1
     second.close()
     assert origin.pins.lowest() == 2
+
+
+@pytest.mark.parametrize(("producer", "host", "groups", "given"), [
+    ("b", "c", 0, False), ("b", "b", 0, True), ("b", "c", 1, True)])
+def test_an_empty_log_goes_only_from_its_producer(tmp_path, producer: str, host: str, groups: int, given: bool) -> None:
+    """Rules 7, 18: b may have withdrawn it and granted the right since: then it must not come back to b from c, which
+    has a copy of it still; who asks meanwhile waits, and hears of what b writes into it."""
+    newest = make_log(2, producer, pred=ONE, groups=groups)
+    origin = Origin(tmp_path, ONE, newest)
+    source = Source(origin.directory, "u-test", "r", origin.end, origin.pins, host=host)
+    verdict = source.check(start(ONE))
+    assert verdict.reason is None and verdict.offer is not None
+    assert (verdict.offer.newest.nr == 2) is given
+    assert (source.following(1, "a", ONE.end) is not None) is given
+
+    async def waits() -> bool:
+        try:
+            await asyncio.wait_for(source.wait(1, "a", ONE.end), 0.05)
+        except TimeoutError:
+            return True
+        return False
+    assert asyncio.run(waits()) is not given
+    source.close()

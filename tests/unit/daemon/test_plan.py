@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from marsx.base.position import LogPos
-from marsx.daemon.plan import Local, Plan, may_produce, plan, waiting_hosts
+from marsx.daemon.plan import Local, Plan, cannot_follow, may_produce, plan, waiting_hosts
 from marsx.tree import paths
 from marsx.tree.view import View
 
@@ -247,6 +247,20 @@ def test_may_produce(holder: str, at_mark: bool, forced: bool, never: bool, yes:
     local = replace(AT_END if at_mark else BEHIND, never_had_log=never)
     found, why = may_produce(tree(**changes), R, me, local)
     assert found is yes and bool(why) is not yes
+
+
+GAP = {"version_a_12": f"{D},log-000000012-a,0:{'0' * 32},log-000000011-a,0"}
+
+
+@pytest.mark.parametrize(("changes", "may"), [
+    ({"primary": "(none)", "want_b": "x"}, True), ({"primary": "(none)", "want_b": "x", **GAP}, False),
+    ({"primary": "(none)", "want_b": "x", **GAP, "version_b_12": GAP["version_a_12"]}, True),
+    ({"primary": "(none)", **GAP}, True), ({"primary": "b", "want_b": "force-x", **GAP}, True),
+    ({"primary": "b", **GAP}, True)])
+def test_the_role_is_not_given_over_a_gap(changes: dict[str, str], may: bool) -> None:
+    """Rule 27: only a primary gets others across a gap, so it stays one until who waits is across. `secondary`, and
+    force, are something else."""
+    assert (cannot_follow(tree(**changes), R, "a") == "") is may
 
 
 @pytest.mark.parametrize("local", [
