@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tests.mutants.admin_rules import ADMIN_RULES
 from tests.mutants.mutant import Mutant
+from tests.mutants.role_rules import ROLE_RULES
 from tests.mutants.shared import RULES_OF_MANY_HOSTS
 from tests.mutants.space_rules import SPACE_RULES
 from tests.mutants.states import FOUND_BY_STATES
@@ -253,6 +254,7 @@ MUTANTS = (
     *SYNC_RULES,
     *SPACE_RULES,
     *RULES_OF_MANY_HOSTS,
+    *ROLE_RULES,
     *FOUND_BY_STATES,
     *ADMIN_RULES,
 )

@@ -30,8 +30,8 @@ def step(adm: Admin, name: str) -> Callable[[], None]:
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row.name)
 def test_command(adm: Admin, row: Row) -> None:
-    """Exit status, what is said, who is designated then. What is refused (exit 3, before anything was asked for) has
-    changed nothing."""
+    """Rules 12, 18, 23, 24, 27: exit status, what is said, who is designated then. What is refused (exit 3, before
+    anything was asked for) has changed nothing."""
     if row.third:
         adm.tree.cluster("a", "b", "c").resource("data", "a", "b", "c")
     for rel, value in row.links:

@@ -214,7 +214,7 @@ NOBODY = {"primary": "(none)", "actual_a_is-primary": "0"}
                  {"sync": "fetch is switched off", "fetch": "switched off"}, id="sync needs the log"),
 ])
 def test_plan(host: str, changes: dict[str, str], local: Local, wanted: dict, why: dict[str, str]) -> None:
-    """Rules 18, 21, 22, 25: one row of the table; `why` holds a part of each reason that must be given."""
+    """Rules 12, 18, 21, 22, 25: one row of the table; `why` holds a part of each reason that must be given."""
     found = plan(tree(**changes), R, host, local)
     assert shown(found) == wanted
     for key, text in why.items():

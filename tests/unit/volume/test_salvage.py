@@ -171,7 +171,7 @@ def test_two_branches_are_for_people(env: Env) -> None:
 @pytest.mark.parametrize("damage", [rotten, no_first_group, no_header, no_file])
 def test_a_crash_anywhere_is_found_again(env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                          damage: Any) -> None:
-    """Rule 3: cut off before each of its steps, the same is found again, until it comes to its end."""
+    """Rules 3, 5: cut off before each of its steps, the same is found again, until it comes to its end."""
     damage(env)
     want = salvage.find(env, FROM_ONE, "", None)
     steps = [(os, "rename"), (os, "truncate"), (os, "ftruncate"), (durable, "overwrite"), (durable, "sync_dir"),
