@@ -279,9 +279,8 @@ class Runner:
         if have < want:
             os.close(fd)
             await self.site.keeper.call("disk-close", path=path)
-            self._set_trouble(
-                f"{path} has {have} bytes, the resource has {want}: enlarge it, then: marsadm detach, attach"
-            )
+            self._set_trouble(f"{path} has {have} bytes, the resource has {want}: enlarge it, "
+                              "then: marsadm detach, attach")
             return False
         self.disk_fd, self.device_path = fd, path
         self._env = self._make_env()
@@ -411,9 +410,8 @@ class Runner:
     def _pass_on(self, end: LogPos, digest: str) -> None:
         """The log has ended here: who waits gets the right; if nobody does, it is kept by a grant to this host, so
         that it can also be passed on while the resource is detached (rule 18)."""
-        local = dataclasses.replace(
-            self.local(), primary=False, recovered=True, at=end, digest=digest, fetched=end, fetched_digest=digest
-        )
+        local = dataclasses.replace(self.local(), primary=False, recovered=True, at=end, digest=digest, fetched=end,
+                                    fetched_digest=digest)
         to = grant_to(self.site.view(), self.resource, self.site.host, local) or self.site.host
         self._grant(to, end, digest)
 
