@@ -163,6 +163,9 @@ class _Resource:
     def _known(self, host: str) -> Dict:
         return self.hosts.get(host) or {"alive": None, "age": None, "ip": "", "local": host == self.seen.host}
 
+    def _is_heard(self, host: str) -> bool:
+        return self._known(host)["alive"] is True
+
     def _split(self) -> Dict | None:
         texts = self.view.version_texts(self.name)
         if len({max(texts.get(host, {}).items(), default=None) for host in self.members}) < 2:
@@ -290,6 +293,8 @@ class _Resource:
         primary there is no lag: its device is never behind itself."""
         if host not in self.primaries and any(self._is(one, "actual/is-emergency") for one in self.primaries):
             return None, False  # what the primary writes now is in no log
+        if not rest and self.primaries and host not in self.primaries and not any(map(self._is_heard, self.primaries)):
+            return None, False  # it may have written since what was heard of it last
         at = self.logs.replayed(host)
         if not rest or at is None or host in self.primaries:
             return (0.0 if rest == 0 or at is not None else None), True

@@ -30,11 +30,11 @@ def tree(tmp_path: Path) -> SmallTree:
     return tree
 
 
-def view_of(tree: SmallTree, host: str = "a") -> View:
+def view_of(tree: SmallTree, host: str = "a", heard: dict[str, float] | None = None) -> View:
     """What a display of the host reads."""
     store = Store(tree.paths, host, Lamport(lambda: NOW), readonly=True)
     store.load()
-    return View(store.entries())
+    return View(store.entries(), heard)
 
 
 def pictured(tree: SmallTree, host: str = "a", limits: Limits | None = None, only: str = "", **known: Any) -> Any:
@@ -169,6 +169,22 @@ def test_lag_and_rest(tree: SmallTree) -> None:
     assert not pictured(tree)["resources"]["data"]["nodes"]["b"]["lag"]["exact"]
     tree.put("resource-data/actual-a/is-emergency", "1")  # the primary writes no log: nobody knows how far b is behind
     assert pictured(tree)["resources"]["data"]["nodes"]["b"]["lag"] == {"seconds": None, "exact": False}
+
+
+def test_lag_is_unknown_while_the_primary_is_not_heard(tree: SmallTree) -> None:
+    """b has all that is known of; what a may have written since nobody here knows. What is known to be missing counts
+    all the same."""
+    tree.put("resource-data/replay-b", f"{LOG1},8192,0")
+
+    def lag(since: float | None, **known: Any) -> Any:
+        seen = Seen("b", daemon=Daemon(RUNNING, "1.0"), devices=frozenset(), **known)
+        heard = {} if since is None else {"a": since}
+        return picture(view_of(tree, "b", heard), NOW, seen)["resources"]["data"]["nodes"]["b"]["lag"]
+
+    assert lag(1.0) == {"seconds": 0.0, "exact": True}
+    assert lag(None) == lag(300.0) == {"seconds": None, "exact": False}
+    tree.put("resource-data/replay-b", f"{LOG1},4096,0")
+    assert lag(300.0, when=lambda *where: NOW - 90 * S) == {"seconds": 90.0, "exact": True}
 
 
 def test_amounts_across_logs(tree: SmallTree) -> None:
