@@ -175,7 +175,8 @@ def resize(ctx: Context, resource: str, args: tuple[str, ...]) -> None:
         raise PreconditionError(f"{resource}: {ctx.host} is not its primary, {primary} is", "run it on the primary")
     size = _wanted_size(args[0]) if args else 0
     if size % checks.BLOCK:
-        raise UsageError(f"size {size} is not a multiple of {checks.BLOCK}")
+        fits = size // checks.BLOCK * checks.BLOCK
+        raise UsageError(f"size {size} is not a multiple of {checks.BLOCK}", f"the next smaller one: {fits}")
     answer = ctx.control.do("resize", resource, ctx.options.timeout, size=size)
     text = "has" if answer.get("grown") else "has already"
     device = f"{ctx.paths.dev_dir}/{view.device(resource, ctx.host) or resource}"

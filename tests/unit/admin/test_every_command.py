@@ -248,6 +248,42 @@ def test_lists_and_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
     assert code == 0, err
 
 
+def memberless(tree: SmallTree) -> None:
+    """A resource that nobody has a replica of."""
+    tree.put("resource-other/size", "4096")
+    tree.put("resource-other/primary", "a")
+
+
+def nameless(tree: SmallTree) -> None:
+    """The membership of c has not arrived here whole."""
+    third(tree)
+    tree.put(f"{RES}/member-c", ".deleted")
+
+
+@pytest.mark.parametrize(("line", "prepare", "code", "text"), [
+    ("join-resource other /dev/vg/new", memberless, 3, "resource other has no members"),
+    ("leave-resource data --host=c --force", nameless, 3, "has no id"),
+    ("resize data", off(), 3, "b is not its primary, a is"),
+    ("resize data 1000001", on_a, 2, "not a multiple of 4096"),
+    ("resize data /dev/not-there", on_a, 4, "/dev/not-there cannot be opened"),
+    ("set-replay data seven", off("allow-replay"), 2, "'seven' is not the number of a log"),
+    ("set-replay data 0x7", off("allow-replay"), 2, "is not the number of a log"),
+    ("set-replay data 1", off(), 3, "replay is switched on"),
+    ("delete-resource data", off(), 3, "b has a replica of it"),
+    ("delete-resource data", left, 3, "a still has a replica"),
+    ("delete-resource data --force", left, 3, "a still has a replica"),
+    ("delete-resource nothere", off(), 4, "unknown resource 'nothere'"),
+])  # fmt: skip
+def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, prepare: Prepare, code: int,
+                 text: str) -> None:
+    """What cannot be done is said with the reason and a hint; nothing is written, marsd is not asked for it."""
+    adm = admin(tmp_path / "t", monkeypatch, Row(line, prepare))
+    before = adm.tree.all()
+    got, _, err = adm(line)
+    assert got == code and text in err and "hint: " in err, err
+    assert adm.tree.all() == before and adm.control.asked == []
+
+
 def test_dry_run_of_a_command_without(adm: Admin) -> None:
     """What cannot be told before says so; what only shows takes the option and shows."""
     assert adm("verify data --dry-run")[0] == 2
