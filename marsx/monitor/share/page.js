@@ -107,7 +107,8 @@ function drawNode(name, node, index) {
     ...[device, stalled && "stands still: " + stalled].filter(Boolean).map((line) => make("div", { class: "sub" }, line))));
   for (const part of PARTS)
     cells.push(make("td", { class: "part", "data-part": part }, ...drawPart(node[part])));
-  const lag = node.role === "primary" ? "–" : node.lag.seconds === null ? "?" : span(node.lag.seconds);
+  const about = node.lag.exact ? "" : "about ";  // the log itself is not where this is told
+  const lag = node.role === "primary" ? "–" : node.lag.seconds === null ? "?" : about + span(node.lag.seconds);
   cells.push(make("td", { class: "lag" }, lag));
   const off = Object.entries(node.switches).filter(([, on]) => !on).map(([key]) => key.replace("_", "-"));
   cells.push(make("td", {}, off.length ? make("span", { class: "off" }, off.join(", ") + " off") : "all on"));
