@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
 
 from damage import kill, messages
 from test_roles_operations import follow
 
-from tools import scenario
+from tools import loops, scenario
 from tools.hosts import MIB, Host
 
 WRITE = "dd if=/dev/urandom of=/dev/mars/data bs=64k count=16 conv=fsync,notrunc status=none"
@@ -162,3 +166,68 @@ def test_hosts_that_are_not_whom_they_say(pair):
     for host in (b, c):
         scenario.wait_equal(a, host, "data")
     a.wait(lambda: "c from" not in said(a, "wrn-refused-host"), 30, "the end of the message")
+
+
+def images(host: Host) -> list[Path]:
+    """The files that are the host's disks: /mars and the data device."""
+    return [loop.file for loop in host._loops]
+
+
+def power_cut(hosts, folder: Path) -> None:
+    """All hosts lose power at once: what the kernel had not written to the disks yet is gone with it. (All stand still
+    while the disks are copied; the copies are what the hosts come back with.)"""
+    for host in hosts:
+        for pid in host.pids():
+            os.kill(pid, signal.SIGSTOP)
+    kept = {file: folder / f"{host.name}-{file.name}" for host in hosts for file in images(host)}
+    for file, copy in kept.items():
+        subprocess.run(["cp", "--sparse=always", file, copy], check=True)
+    for host in hosts:
+        for pid in host.pids():
+            os.kill(pid, signal.SIGKILL)
+    for host in hosts:
+        host.wait(lambda host=host: host.pids() == {}, what="the end of all processes")
+        host.wait(lambda host=host: host.run("umount /mars", check=False).returncode == 0, what="/mars to be let go")
+        for file in images(host):
+            with open(kept[file], "rb") as copy, open(file, "r+b") as disk:
+                size = os.fstat(disk.fileno()).st_size
+                disk.truncate(0)
+                disk.truncate(size)
+                for start, end in loops.data_ranges(copy.fileno(), size):
+                    copy.seek(start)
+                    disk.seek(start)
+                    disk.write(copy.read(end - start))
+                os.fsync(disk.fileno())
+            kept[file].unlink()
+        host.run(["mount", "-t", "ext4", host._loops[0].path, "/mars"])
+
+
+def test_power_cut_of_all_hosts(pair, tmp_path):
+    """Rules 1, 3, 21: under load, right after a handover, all hosts lose power and what was not flushed: the same
+    primary, what was flushed is there, equal replicas, no split brain, and no disk is called changed."""
+    hosts = pair(data_size=32 * MIB, mars_size=512 * MIB)
+    a, b = hosts
+    a.run(WRITE)
+    scenario.wait_equal(a, b, "data")
+    load = "while :; do dd if=/dev/urandom of=/dev/mars/data bs=16k seek=600 count=300 conv=notrunc status=none; done"
+    for turn, (before, primary) in enumerate(((a, a), (a, b))):
+        if before is not primary:
+            scenario.hand_over(before, primary, "data")
+        writer = primary.popen(["sh", "-c", load])
+        primary.run(WRITE)
+        flushed = primary.read_bytes("/dev/mars/data", 0, MIB)
+        time.sleep(0.2 * turn)  # another moment of the load
+        power_cut(hosts, tmp_path)
+        writer.kill()  # nsenter has stopped with its child, which is no more
+        writer.wait()
+        for host in hosts:
+            host.marsd_start()
+        scenario.wait_device(primary, "data")
+        assert primary.read_bytes("/dev/mars/data", 0, MIB) == flushed
+        for host in hosts:
+            assert host.link("resource-data/primary") == primary.name
+            assert not changed(host)
+            if host is not primary:
+                assert host.devices() == []
+                scenario.wait_equal(primary, host, "data")
+        assert not any("SPLIT BRAIN" in text for text in follow(hosts, "all-came-back"))
