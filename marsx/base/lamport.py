@@ -138,6 +138,11 @@ class Lamport:
         elif 0 < real_ns <= STAMP_MAX:
             self._peers[host] = real_ns
 
+    def far_peers(self) -> dict[str, int]:
+        """Connected peers -> days by which their clock is ahead of ours, where that is more than `max_future`."""
+        own, day = self._clock(), 86_400_000_000_000
+        return {host: (real - own) // day for host, real in self._peers.items() if abs(real - own) > self.max_future}
+
     def clock_problem(self) -> str:
         """Why this host's clock cannot be trusted and it must start no role, or "" (rule 25)."""
         own = self._clock()

@@ -6,6 +6,7 @@
                               is up, a session of another incarnation from another address is refused, and ended if
                               it came first: facts of the two do not mix
     removed hosts             are refused by name
+    clocks                    that are too far apart are named on both sides (rule 25)
 
 Both sides say so: who refuses as `wrn-refused-host`, who is refused as `err-outcast`; and who is refused so begins no
 log that it would begin as the designated primary of an old tree. Force may: people have looked then.
@@ -72,6 +73,18 @@ class Identity:
                  sorted(self._refused.items())]
         self._say("wrn-refused-host", f"{'; '.join(texts)}. {HINT}" if texts else "")
         self._say("err-outcast", outcast(self._exchange.errors))
+        self._say("err-clock", self._clocks())
+
+    def _clocks(self) -> str:
+        """What is wrong with the clocks (rule 25): who is too far ahead is not believed, who is too far behind begins
+        no role."""
+        lamport = self._store.lamport
+        texts = [f"the clock of {host} differs from the one here by {days} days" for host, days in
+                 sorted(lamport.far_peers().items())]
+        if own := lamport.clock_problem():
+            texts.insert(0, f"{own}. If it is right and was ahead before: the stamps of that time are in /mars here: "
+                            "move /mars and /etc/mars/tls away, marsadm join-cluster")
+        return "; ".join(texts)
 
 
 def outcast(errors: Mapping[str, Exception]) -> str:

@@ -231,3 +231,39 @@ def test_power_cut_of_all_hosts(pair, tmp_path):
                 assert host.devices() == []
                 scenario.wait_equal(primary, host, "data")
         assert not any("SPLIT BRAIN" in text for text in follow(hosts, "all-came-back"))
+
+
+SKEW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+int clock_gettime(clockid_t id, struct timespec *t) {
+    int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int rc = real(id, t);
+    if (id == CLOCK_REALTIME) t->tv_sec += atol(getenv("SKEW_S"));
+    return rc;
+}
+"""
+
+
+def test_clocks(pair, tmp_path):
+    """Rule 25: a host whose clock is a day off takes part; one that is ten years off is named, on both sides where the
+    other one must not believe it, and harms nobody; set right again after having been behind, it is as before."""
+    (tmp_path / "skew.c").write_text(SKEW)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "skew.so", tmp_path / "skew.c", "-ldl"], check=True)
+    hosts = pair(data_size=16 * MIB)
+    a, b = hosts
+    shutil.copy(tmp_path / "skew.so", b.path("/var/cache/skew.so"))
+    day = 86400
+    for days, here, there in ((-1, "", ""), (1, "", ""), (-3650, "behind the stamps", "of b differs"), (0, "", ""),
+                              (3650, "ahead of all", "of b differs")):
+        b.marsd_stop()
+        b.marsd_environment = {"LD_PRELOAD": "/var/cache/skew.so", "SKEW_S": str(days * day)}
+        b.marsd_start()
+        a.run(WRITE)
+        scenario.wait_equal(a, b, "data")
+        for host, words in ((b, here), (a, there)):
+            host.wait(lambda host=host, words=words: words in said(host, "err-clock") if words else
+                      not said(host, "err-clock"), 30, f"{words!r} on {host.name}, {days} days off")
+        assert a.link("resource-data/primary") == "a" and a.devices() == ["data"] and b.devices() == []

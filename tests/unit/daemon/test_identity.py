@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from marsx.base.lamport import Lamport
 from marsx.daemon.comeback import Comeback
 from marsx.daemon.identity import FORGET_S, Identity, outcast
 from marsx.peer.server import Peer
@@ -21,7 +22,9 @@ class Rig:
         self.exchange: Any = SimpleNamespace(incarnations={}, guests={}, errors={})
         self.messages: dict[str, str] = {}
         self.now = 0.0
-        store: Any = SimpleNamespace(get=lambda rel: self.tree.get(rel, ""), host="a")
+        self.real = 10**18
+        self.lamport = Lamport(lambda: self.real)
+        store: Any = SimpleNamespace(get=lambda rel: self.tree.get(rel, ""), host="a", lamport=self.lamport)
         self.identity = Identity(store, self.exchange, lambda key, text: self.messages.update({key: text}),
                                  lambda: self.now)
 
@@ -98,3 +101,20 @@ def test_an_outcast_begins_no_log(text):
     back._is_older = lambda view: "clear"  # type: ignore[method-assign]
     view: Any = SimpleNamespace(members=lambda resource: ("a",))
     assert back.holds(view, SimpleNamespace(at=None))[0] == (text or "clear")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("days", "words"), [(3650, "of b differs from the one here by 3650 days"),
+                                             (-3650, "ahead of all connected hosts"), (1, ""), (-1, "")])
+def test_clocks_that_are_too_far_apart_are_named(days, words):
+    """Rule 25: on both sides; a day is nothing."""
+    rig = Rig()
+    rig.lamport.peer_clock("b", rig.real + days * 86_400 * 10**9)
+    rig.identity.tick()
+    assert words in rig.messages["err-clock"] and bool(words) == bool(rig.messages["err-clock"])
+    rig.lamport.peer_clock("b", None)
+    rig.identity.tick()
+    assert rig.messages["err-clock"] == ""
+    rig.lamport.now()
+    rig.real -= 40 * 86_400 * 10**9
+    rig.identity.tick()
+    assert "behind the stamps" in rig.messages["err-clock"] and "join-cluster" in rig.messages["err-clock"]
