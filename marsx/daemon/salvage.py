@@ -129,10 +129,12 @@ class Salvage:
 
     async def _take_over(self, view: View, env: Env, sound: Sound) -> None:
         runner, site, resource = self._runner, self._runner.site, self._runner.resource
-        text = (f"primary --force took over up to {sound.end}: {self._lost(view, sound)}, are lost here. What is left "
-                f"of them is kept aside (marsadm log-export {resource}; log-purge-all removes it and this message)")
-        LOG.info("%s: %s", resource, text)
-        site.say(resource, LOST, text)
+        done = f"primary --force took over up to {sound.end}:"
+        text = (f"{done} {self._lost(view, sound)}, are lost here. What is left of them is kept aside (marsadm "
+                f"log-export {resource}; log-purge-all removes it and this message)")
+        if not view.messages(resource, site.host).get(LOST, "").startswith(done):  # else cut off: facts say less now
+            LOG.info("%s: %s", resource, text)
+            site.say(resource, LOST, text)
         links = ending(view, resource, site.host, sound)
         site.store.put_many(links, restamp=True)
         runner.publisher.replayed(sound.at, sound.at_digest)

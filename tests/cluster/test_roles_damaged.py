@@ -163,3 +163,30 @@ def rewind(host: Host, name: str) -> None:
     link.symlink_to(f"{name},0,0")
     for hint in host.path("/mars").glob("local-*/position-data"):
         hint.unlink()
+
+
+def test_half_a_disk_that_was_taken_stays_primary(pair) -> None:
+    """The primary is lost in the middle of the first sync: force alone refuses, --ignore-sync takes what there is, says
+    that the others have to be invalidated, and a restart finds it again."""
+    hosts = pair(data_size=64 * MIB)
+    a, b = hosts
+    b.run(["sh", "-c", "echo 0 > /run/mars/sys/do_fast_fullsync"])
+    a.run("dd if=/dev/urandom of=/dev/mars/data bs=1M count=32 oflag=direct status=none")
+    scenario.wait_equal(a, b, "data")
+    hosts.net.shape("b", "20mbit")
+    b.run("marsadm invalidate data")
+    b.wait(lambda: scenario.synced(b, "data") > 0, what="progress of the sync")
+    a.marsd_stop()
+    b.run("marsadm disconnect data")
+    assert b.run("marsadm primary --force data", check=False).returncode == 3
+    done = b.run("marsadm primary --force --ignore-sync data", timeout=60)
+    assert "not a whole state" in done.stderr and "marsadm invalidate data" in done.stderr, done
+    scenario.wait_device(b, "data")
+    assert not scenario.fully_synced(b, "data"), "too fast to prove anything"
+    hosts.net.unshape("b")
+    b.path("/etc/mars/marsd.toml").write_text("[tunables]\nstart_patience_s = 1\n")
+    restarted(b)
+    a.marsd_start()
+    a.wait(lambda: a.link("resource-data/primary") == "b", what="a to hear of it")
+    a.run("marsadm invalidate data")
+    scenario.wait_equal(b, a, "data")

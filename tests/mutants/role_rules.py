@@ -30,6 +30,9 @@ ROLE_RULES = (
            "    if False:", f"{PLAN}::test_plan"),
     Mutant("a-mixture-is-taken-by-force", 12, "marsx/admin/roles.py",
            '    return str(until) if sound.pos.order < until.order else ""', '    return ""', OUTCOMES),
+    Mutant("half-a-disk-is-forgotten", 0, "marsx/daemon/plan.py",
+           "    if ignores_sync(view, resource, host) or _has_taken(view, resource, host):",
+           "    if ignores_sync(view, resource, host):", f"{PLAN}::test_plan"),
     # ---- 18: the right
     Mutant("right-of-a-number", 18, "marsx/tree/roles.py",
            "        if _has_parted(view, resource, host, designated):\n            continue\n", "",
