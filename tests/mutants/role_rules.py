@@ -11,6 +11,14 @@ SALVAGE = f"{UNIT}/volume/test_salvage.py"
 CLUSTERS = "tests/sim/test_cluster.py::test_cluster"
 
 ROLE_RULES = (
+    # ---- 7, 19: only whole clusters show these
+    Mutant("log-of-force-is-withdrawn-by-sim", 7, "marsx/daemon/salvage.py",  # history 109
+           "    links.append((paths.begun(resource, host), log_name(end.nr + 1, host)))\n", "", CLUSTERS),
+    Mutant("words-about-who-speaks-count-by-sim", 19, "marsx/daemon/exchange.py",  # history 12
+           "            if about in self.sessions and about not in (sender, self._store.host):",
+           "            if False:", CLUSTERS, (("marsx/daemon/exchange.py",
+                       "        return self._hosts - {self._store.host} - set(self.sessions)",
+                       "        return self._hosts - {self._store.host}"),)),
     # ---- 5: what force gives up is kept, and nothing else is given up
     Mutant("force-throws-the-tail-away", 5, "marsx/volume/salvage.py",
            "        is_cut = _keep_tail(path, sound.header, sound.end.pos, due, aside)", "        is_cut = True",

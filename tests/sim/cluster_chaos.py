@@ -280,8 +280,10 @@ class Chaos(Base):
 
     def _decide(self, host: Host, *more: tuple[str, str]) -> None:
         """This host is to be primary: somebody really wants that."""
+        before = host.store.entry(PRIMARY)
         host.store.put_many([(PRIMARY, host.name), *more])
-        self.decided = self.decided[-1:] + [self.loop.seconds]
+        if host.store.entry(PRIMARY) != before:
+            self.decided = self.decided[-1:] + [self.loop.seconds]
 
     def _take_back(self, host: Host, given: Any) -> None:
         """Rule 24: never over a genuine primary, here or elsewhere."""
