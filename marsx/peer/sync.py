@@ -280,8 +280,8 @@ class _Sync(Asking):
         await self._link.send(Type.SYNC_OPEN, header)
         answer = wire.expect(await self._link.recv(self._link.timing.io_timeout), Type.SYNC_ACCEPT, Type.SYNC_REFUSE)
         if asyncio.get_running_loop().time() - began > FAR_S:
-            for pace in (self._compare_pace, self._copy_pace):
-                pace.widen(FAR_SPANS * self._shape.span)
+            # Contents not: whether they are to be compressed is measured with the first ones.
+            self._compare_pace.widen(FAR_SPANS * self._shape.span)
         if answer.type is Type.SYNC_REFUSE:
             reason, text = wire.parse_reason(answer.header)
             if answer.header.get("restart") is True and resume.offset:

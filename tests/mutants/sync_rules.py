@@ -36,7 +36,7 @@ SYNC_RULES = (
     Mutant("answers-leave-in-any-order", 14, SYNC,
            "            await self._link.room()\n        point = await self.source.durable(seen)\n",
            "            pass\n        point = await self.source.durable(seen)\n"
-           "        await asyncio.sleep(0.05 * (body[:1] > b'a'))\n",
+           "        await asyncio.sleep(0.05 * (bytes(body[:1]) > b'a'))\n",
            f"{TEST}::test_answers_leave_in_the_order_of_their_positions"),
     # ---- 15: bounds, late answers, progress
     Mutant("replay-knows-no-bound", 15, SYNC,
