@@ -446,13 +446,17 @@ cdef class Window:
         cursor `c`. 0 or a negative errno."""
         cdef uint16_t k = 0
         cdef uint32_t leaf = shadow_seek(&self.map, 0, &k)
-        cdef int rc, first = 0
+        cdef int rc, first = 0, filling = 0
         cdef unsigned before
         while leaf != SHADOW_NIL and first == 0:
-            if self.n_free < self.fly and mars_busy_late(self.busy, mars_clock_ns(CLOCK_MONOTONIC)):
+            if self.n_free == self.fly:
+                filling = self.hurry                    # who waits for us gets one queue full, whatever the log does
+            if not filling and self.n_free < self.fly and mars_busy_late(self.busy, mars_clock_ns(CLOCK_MONOTONIC)):
                 first = self.reap(1)
                 continue
             first = self.issue(fd, &leaf, &k)
+            if self.n_free == 0:
+                filling = 0
             while self.n_free == 0 and first == 0:
                 if ahead is not None and ahead.loading:
                     ahead.load_some(c, PART)

@@ -7,7 +7,8 @@
  *
  * Where log and data share a disk, a write of the log may wait for as long as write-back keeps the queue full.
  * `mars_busy_late` tells write-back that the log stands still: it begins nothing new before what it has in flight is
- * done.
+ * done. A window in a hurry then fills the queue once more: where the log is slow for a reason of its own, giving way
+ * costs it hardly anything.
  */
 #ifndef MARS_PACE_H
 #define MARS_PACE_H
@@ -17,7 +18,8 @@
 enum {
     MARS_PACE_MOST = 50000000,              /* ns that one record is held back at most */
     MARS_PACE_HEAD = 4096,                  /* of a record without company: the header of its group */
-    MARS_LATE_NS = 20000000,                /* the log stands still */
+    MARS_LATE_NS = 30000000,                /* a write of the log stands still; a sync may take longer by itself */
+    MARS_SYNC_LATE_NS = 200000000,
 };
 #define MARS_PACE_BEHIND UINT64_C(2000000000)   /* ns that write-back is behind at least */
 
@@ -96,7 +98,7 @@ static inline int mars_busy_late(const struct mars_busy *b, uint64_t now)
         return 0;
     writing = __atomic_load_n(&b->writing, __ATOMIC_RELAXED);
     syncing = __atomic_load_n(&b->syncing, __ATOMIC_RELAXED);
-    return (writing && now > writing + MARS_LATE_NS) || (syncing && now > syncing + MARS_LATE_NS);
+    return (writing && now > writing + MARS_LATE_NS) || (syncing && now > syncing + MARS_SYNC_LATE_NS);
 }
 
 #endif
