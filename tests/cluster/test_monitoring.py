@@ -284,9 +284,10 @@ def test_page_and_metrics(cluster, tmp_path):
     b.run("marsadm primary --force data")
     scenario.wait_device(b, "data")
     b.run(WRITE.format("data", 4))
+    b.wait(lambda: 'mars_device_write_latency_seconds_count{resource="data"} 4' in served(b, "/metrics").decode(), 30,
+           "the four writes, in metrics that are a second old at most")
     metrics = served(b, "/metrics").decode()
-    count = re.search(r'mars_device_write_latency_seconds_count\{resource="data"\} (\d+)', metrics)
-    assert count and int(count[1]) == 4
+    assert 'mars_device_flush_latency_seconds_count{resource="data"}' in metrics
     assert re.search(r'mars_device_read_latency_seconds_count\{resource="data"\} [1-9]', metrics), "udev and dd read"
     hosts.net.heal("a", "b")
     b.wait(lambda: 'mars_resource_split_brain{resource="data"} 1' in served(b, "/metrics").decode(), 60, "the verdict")
