@@ -11,7 +11,7 @@ SALVAGE = f"{UNIT}/volume/test_salvage.py"
 CLUSTERS = "tests/sim/test_cluster.py::test_cluster"
 
 ROLE_RULES = (
-    # ---- 7, 19: only whole clusters show these
+    # ---- 7, 18, 19: found by whole clusters
     Mutant("log-of-force-is-withdrawn-by-sim", 7, "marsx/daemon/salvage.py",  # history 109
            "    links.append((paths.begun(resource, host), log_name(end.nr + 1, host)))\n", "", CLUSTERS),
     Mutant("words-about-who-speaks-count-by-sim", 19, "marsx/daemon/exchange.py",  # history 12
@@ -19,6 +19,8 @@ ROLE_RULES = (
            "            if False:", CLUSTERS, (("marsx/daemon/exchange.py",
                        "        return self._hosts - {self._store.host} - set(self.sessions)",
                        "        return self._hosts - {self._store.host}"),)),
+    Mutant("granted-from-anywhere-by-sim", 18, "marsx/daemon/plan.py",  # history 202
+           "or local.hold or not _at_the_end(right, local):", "or local.hold:", CLUSTERS),
     # ---- 5: what force gives up is kept, and nothing else is given up
     Mutant("force-throws-the-tail-away", 5, "marsx/volume/salvage.py",
            "        is_cut = _keep_tail(path, sound.header, sound.end.pos, due, aside)", "        is_cut = True",
