@@ -123,6 +123,10 @@ class World(Checks):
                               f"{right_holder(host.site.view(), RES)}")
         self._write(host)
         await self.settle(3)
+        for other in self.hosts.values() if self.damaged else ():
+            if other is not host and self.point(other) != self.point(host):  # damage that is found only now
+                await self.spawn(other, other.command("invalidate"))
+                await self.settle(9)
         end = self.point(host)
         for other in self.hosts.values():
             if self.point(other) != end:
