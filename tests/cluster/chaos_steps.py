@@ -237,7 +237,7 @@ class Chaos:
     def force(self) -> None:
         """The primary is lost, one way or the other; a secondary takes over with what it has."""
         host = self.other()
-        if host is None or self.primary in self.down:
+        if host is None or self.primary in self.down or host.name in self.lost:
             return
         lost = self.primary
         way = self.random.choice(["cut", "killed"])
