@@ -30,6 +30,7 @@ class Chaos:
         self.down: set[str] = set()
         self.left: set[str] = set()
         self.cut: set[str] = set()
+        self.parted: set[str] = set()                   # was so since everybody was equal
         self.lost: set[str] = set()                     # was primary when another was forced
         self.said: list[str] = []
         top.mkdir()
@@ -237,7 +238,7 @@ class Chaos:
     def force(self) -> None:
         """The primary is lost, one way or the other; a secondary takes over with what it has."""
         host = self.other()
-        if host is None or self.primary in self.down or host.name in self.lost:
+        if host is None or self.primary in self.down or host.name in self.parted:
             return
         lost = self.primary
         way = self.random.choice(["cut", "killed"])
@@ -259,6 +260,7 @@ class Chaos:
             return
         self.primary = host.name
         self.lost.add(lost)
+        self.parted.add(lost)
         last = self.check(self.held[host.name])
         self.say(f"{host.name} was forced: it has the writes up to {last} of {self.history.acknowledged}")
         self.history.forget(last)
@@ -282,6 +284,7 @@ class Chaos:
             self.catch_up(primary, self.hosts[name])
             self.held[name] = last
         self.held[self.primary] = last
+        self.parted.clear()
         self.say(f"all hosts hold the writes up to {last}")
 
     def catch_up(self, primary: Host, host: Host) -> None:
