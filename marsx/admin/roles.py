@@ -162,6 +162,9 @@ def check_planned(ctx: Context, view: View, resource: str) -> None:
             raise PreconditionError(f"{resource}: the switch {name} is off here", f"first: marsadm up {resource}")
     if view.actual(resource, host, "has-emergency") == "1":
         raise PreconditionError(f"{resource}: {host} is in emergency mode", "make room in /mars here first")
+    if clock := view.host_messages(host).get("err-clock"):
+        raise PreconditionError(f"{resource}: the clocks are too far apart: {clock}",
+                                "what this host says would not be believed; set its clock first, then try again")
     _check_own_data(ctx, view, resource)
     _check_other_syncs(ctx, view, resource)
     _check_gap(view, resource, host)

@@ -55,6 +55,8 @@ COMMANDS = (
     Row("lagging", "primary data", 0, "b is primary", "b",
         (("resource-data/replay-b", f"{LOG},4096,0"),), WELL, real="lagging"),
     Row("emergency here", "primary data", 3, "emergency mode", "a", (("resource-data/actual-b/has-emergency", "1"),)),
+    Row("the clock here is wrong", "primary data", 3, "clocks are too far apart: c is right", "a",
+        (("actual-b/msg-err-clock", "1.000000000 1.000000000 c is right"),)),
     Row("replay has failed here", "primary data", 3, "stopped with error -5", "a",
         (("resource-data/actual-b/replay-code", "-5"),)),
     Row("split brain", "primary data", 3, "split brain", "a",
