@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 LOG = messages.get("daemon.salvage")
 LOST, WOULD_LOSE, REFUSED = "wrn-log-lost", "inf-log-sound", "err-force"
+LOST_MEMORY = "lost memory"  # in place of a damage: all that is here holds, but others know of more
 KEYS = (LOST, WOULD_LOSE, REFUSED)
 
 
@@ -46,31 +47,31 @@ class Salvage:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._looked: Damage | None = None
-        self._refused: tuple[Damage | None, str] | None = None  # what, and by which wish it was to be taken over
+        self._looked: Damage | str | None = None
+        self._refused: tuple[Damage | str, str] | None = None  # what, and by which wish it was to be taken over
         self._bridge = ""  # the empty log that was begun behind damaged ones
 
     async def follow(self, env: Env, position: Callable[[], tuple[LogPos, str]]) -> bool:
         """In the resource's turn. True: the logs hold now, plan again."""
         runner, site = self._runner, self._runner.site
-        damage = runner.back.damage
-        if runner.producer is not None or not runner.trouble or not (damage or runner.back.lost_memory):
+        what = runner.back.damage or (LOST_MEMORY if runner.back.lost_memory else "")
+        if runner.producer is not None or not runner.trouble or not what:
             return False
         view = site.view()
         is_forced, wish = forced(view, runner.resource, site.host), view.want_primary(runner.resource, site.host)
-        if self._refused == (damage, wish) if is_forced else damage is None or damage is self._looked:
+        if self._refused == (what, wish) if is_forced else what is self._looked:
             return False
         if is_forced:
             await runner.stop_consumer()
             await runner.back.stop()
-        self._looked = damage
+        self._looked = what
         try:
             sound = await site.blocking(salvage.find, env, *self._start(view, *position()))
             why = self._why_not(view, sound) if is_forced else ""
         except MarsError as err:
             sound, why = None, err.text
         if is_forced and (why or sound is None):
-            self._refused = damage, wish
+            self._refused = what, wish
             site.say(runner.resource, REFUSED, f"force cannot take over: {why}")
         elif sound is not None and not is_forced:
             self._tell(view, sound)
