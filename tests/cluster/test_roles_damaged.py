@@ -1,6 +1,8 @@
 """`primary --force` over logs that do not hold (facts 5.4, rules 4, 5, 12, 23): it takes over up to the last valid
 group, says what is lost, keeps what lies behind; without force nothing is given up."""
 
+import os
+
 from damage import kill, log_file, logs, messages, rot, spoil_header
 from test_roles_operations import follow
 
@@ -139,13 +141,14 @@ def test_primary_whose_own_log_is_damaged(pair) -> None:
     a, b = pair(data_size=32 * MIB)
     a.path("/etc/mars/marsd.toml").write_text("[tunables]\nstart_patience_s = 1\n")
     for _ in range(2):
+        older = a.data.file.read_bytes()
         a.run("marsadm log-rotate data")
         write(a, 0)
-    scenario.wait_equal(a, b, "data")
+        scenario.wait_equal(a, b, "data")
     name = logs(a)[-1]
     kill(b)
     kill(a)
-    rewind(a, name)
+    rewind(a, name, older)
     spoil_header(log_file(a, -1))
     stopped(a, name)
     told(a, refused(a))
@@ -156,8 +159,12 @@ def test_primary_whose_own_log_is_damaged(pair) -> None:
     scenario.wait_equal(a, b, "data")
 
 
-def rewind(host: Host, name: str) -> None:
-    """The disk position of a host without marsd goes back to the beginning of this log; its window was not begun."""
+def rewind(host: Host, name: str, disk: bytes) -> None:
+    """The disk of a host without marsd, and its position, go back to the beginning of this log; its window was not
+    begun."""
+    with open(host.data_device, "r+b") as device:
+        device.write(disk)
+        os.fsync(device.fileno())
     link = host.path(f"/mars/resource-data/replay-{host.name}")
     link.unlink()
     link.symlink_to(f"{name},0,0")
