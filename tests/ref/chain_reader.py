@@ -97,6 +97,8 @@ def recover(files: dict[str, bytes], at: tuple[int, str, int], at_digest: bytes,
         digest = at_digest if start else xxh3_128(data[:BLOCK])
         if start % BLOCK or BLOCK + start > len(data):
             raise Refused("the log does not reach the position")
+        if start and pred and start == pred[2]:             # nothing of this log is read, its successor says the rest
+            digest = run[i + 1].pred_digest
         digest = digest or digest_at(data, start)
         end = pred[2] if pred else None
         if end is not None and end < start:
