@@ -114,6 +114,8 @@ def behind(directory: str, uuid: str, resource: str, upto: LogPos) -> FileHeader
 
 # ---- which log, and who needs it ----
 
+FULL = space.LEVELS[-1]  # the emergency level of a /mars that takes no log
+
 def oldest_wanted(view: View, resource: str, host: str, logs: list[tuple[int, str]],
                   others: list[int | None]) -> tuple[int, str, list[str]] | None:
     """(number, producer, who has not fetched it) of the log that could go next; None: none may. `logs`: by rising
@@ -163,8 +165,17 @@ def _logs(runner: Runner) -> list[tuple[int, str]]:
 
 
 def _next(runner: Runner) -> tuple[int, str, list[str]] | None:
-    others = [runner.pinned(), runner.site.promised(runner.resource)]
-    return oldest_wanted(runner.site.view(), runner.resource, runner.site.host, _logs(runner), others)
+    site, resource, logs = runner.site, runner.resource, _logs(runner)
+    view, promised = site.view(), site.promised(resource)
+    pinned = None if takes_nothing(view, resource, site.host, logs) else runner.pinned()
+    return oldest_wanted(view, resource, site.host, logs, [pinned, promised])
+
+
+def takes_nothing(view: View, resource: str, host: str, logs: list[tuple[int, str]]) -> bool:
+    """Are all members that the oldest log could go to full themselves? They ask for it again and again, and would hold
+    it for ever; a stream that is just reading it keeps its open file."""
+    found = oldest_wanted(view, resource, host, logs, [])
+    return found is not None and bool(found[2]) and all(view.emergency(member) >= FULL for member in found[2])
 
 
 async def _in_background(runner: Runner) -> None:

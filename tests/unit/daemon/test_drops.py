@@ -65,6 +65,14 @@ def test_which_log_goes_next(tree, logs, others, found):
     assert drops.oldest_wanted(tree.view, RESOURCE, "a", logs, others) == found
 
 
+@pytest.mark.parametrize(("full", "holds"), [("", True), ("b", True), ("c", False), ("bc", False)])
+def test_a_member_that_is_full_itself_holds_no_log(full: str, holds: bool) -> None:
+    """Rules 9, 27: it asks for the log again and again, and takes nothing; one that has room holds what it reads."""
+    tree = Tree(a=NEW, b=NEW, c=OLD)
+    tree.entries += [(paths.host_actual(host, "emergency"), "4", 1) for host in full]
+    assert drops.takes_nothing(tree.view, RESOURCE, "a", LOGS) != holds
+
+
 def load(one: Serving, rng: random.Random, n: int) -> set[int]:
     """n writes; the regions they touched."""
     found = set()
