@@ -82,6 +82,9 @@ def test_invalidate_after_a_short_divergence_compares_what_was_written_since(pai
             force(a)
             b.wait(lambda: b.devices() == [], what="b to step down")
         winner.run("marsadm connect data")
+        message = f"resource-data/actual-{loser.name}/msg-err-splitbrain-detected"
+        loser.wait(lambda loser=loser, message=message: loser.link(message)[:2] not in ("", "OK"),
+                   what="the replica to ask for the log again")
         with open(loser.data.file, "r+b") as file:
             os.pwrite(file.fileno(), b"stray", 100 * MIB)
         said = loser.run("marsadm invalidate data").stdout
