@@ -55,6 +55,7 @@ test: build pyz ## all tests (what needs root or a device that is not there is s
 test-long: build pyz ## kill rounds (ROUNDS=200 SEED=n), then the other long runs: half an hour and more
 	MARS_ROUNDS=$(ROUNDS) MARS_SEED=$(SEED) $(PY) -m pytest -s tests/cluster/test_rounds.py $(ARGS)
 	MARS_HANDOVERS=100 MARS_SEED=$(SEED) $(PY) -m pytest -k round_and_round tests/cluster/test_handover.py $(ARGS)
+	MARS_STEPS=120 MARS_SEED=$(SEED) $(PY) -m pytest -s tests/cluster/test_chaos.py $(ARGS)
 	$(MAKE) mutants sim-long
 
 unit: build ## only the fast tests
