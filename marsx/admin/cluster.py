@@ -164,7 +164,12 @@ def ask_to_join(ctx: Context, peer: str, peer_ip: str, ip: str, token: str) -> J
     _check_giver(token, peer)
     port = Settings(ctx.paths).get("mars_port")
     files = tls.TlsFiles.of(ctx.paths)
-    return asyncio.run(join.join_cluster(token, peer_ip, port, host=ctx.host, own_ip=ip, files=files))
+    try:
+        return asyncio.run(join.join_cluster(token, peer_ip, port, host=ctx.host, own_ip=ip, files=files))
+    except MarsError as err:
+        err.hint = err.hint or (f"nothing was changed. Does marsd run on {peer} (marsd status), and is {peer_ip} its "
+                                f"address (--ip-{peer}=A.B.C.D)?")
+        raise
 
 
 def _entries(joined: Joined) -> list[Entry]:

@@ -159,6 +159,7 @@ class Chaos:
             host.wait(host.worker, what="a worker")
             host.kill9_worker()
             self.say(f"the worker of {name} was killed")
+        host.wait(lambda: "serving" in host.run("marsd status", check=False).stdout, what="the next worker")
 
     def kill_keeper(self) -> None:
         """marsd is killed as a whole, the device with it; marsd is started again."""

@@ -208,6 +208,17 @@ def test_a_token_works_once(fresh: Admin, member: Member, tmp_path: Path, monkey
     assert code == 9 and "already used" in err and "create-token" in err and other.tree.all() == {}
 
 
+def test_join_where_nobody_answers(fresh: Admin, member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named, with what may be wrong."""
+    async def unreachable(*args: object, **more: object) -> None:
+        raise MarsError("a (127.0.0.1:1): Network is unreachable")
+
+    monkeypatch.setattr("marsx.peer.join.join_cluster", unreachable)
+    code, _, err = join(fresh, member, member.token())
+    assert code == 1 and "Network is unreachable" in err and "marsd status" in err and "--ip-a=" in err, err
+    assert fresh.tree.get("uuid") == ""
+
+
 def test_token_of_another_host(fresh: Admin, member: Member) -> None:
     """The token names its host: exit 9 before anything is connected."""
     code, _, err = join(fresh, member, member.token(), name="z")
