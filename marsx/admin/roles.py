@@ -247,11 +247,8 @@ def _forced(ctx: Context, resource: str) -> Iterator[None]:
 
 def _mixture(view: View, resource: str, host: str) -> str:
     """Do the sound logs end where the disk is a mixture of states (rule 12)? Up to where it is, "" if they do not."""
-    replay, sound = view.replay(resource, host), view.sound(resource, host)
-    if replay is None or sound is None or not replay.length:
-        return ""
-    until = LogPos(replay.pos.nr, replay.pos.producer, replay.pos.pos + replay.length)
-    return str(until) if sound.pos.order < until.order else ""
+    until, sound = view.mixed_until(resource, host), view.sound(resource, host)
+    return str(until) if until and sound and sound.pos.order < until.order else ""
 
 
 def check_forced(ctx: Context, view: View, resource: str) -> None:

@@ -211,10 +211,8 @@ def _has_taken(view: View, resource: str, host: str) -> bool:
 
 def _is_mixture(view: View, resource: str, host: str, local: Local) -> bool:
     """Do the logs end inside of a window that was being written to the disk (rule 12)?"""
-    replay = view.replay(resource, host)
-    if replay is None or not replay.length or local.fetched is None:
-        return False
-    return local.fetched.order < (replay.pos.nr, replay.pos.pos + replay.length)
+    until = view.mixed_until(resource, host)
+    return until is not None and local.fetched is not None and local.fetched.order < until.order
 
 
 def forced(view: View, resource: str, host: str) -> bool:

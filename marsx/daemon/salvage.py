@@ -55,6 +55,8 @@ class Salvage:
         """In the resource's turn. True: the logs hold now, plan again."""
         runner, site = self._runner, self._runner.site
         what = runner.back.damage or (LOST_MEMORY if runner.back.lost_memory else "")
+        if not what:
+            self._looked = None  # it may come again
         if runner.producer is not None or not runner.trouble or not what:
             return False
         view = site.view()
@@ -105,7 +107,7 @@ class Salvage:
         if resource in self._runner.site.kept:
             return ("who uses its device has seen more than its logs hold: end what uses it, marsd stop --force, "
                     "marsd start; then again")
-        until = mixture(view, resource, host)
+        until = view.mixed_until(resource, host)
         if until is not None and sound.end.order < until.order and not ignores_sync(view, resource, host):
             return (f"the disk is a mixture of states up to {until}, and the logs hold only up to {sound.end}; "
                     f"to use it all the same: marsadm primary --force --ignore-sync {resource}")
@@ -161,14 +163,6 @@ def forget(runner: Runner) -> None:
         site.store.put(rel, DELETED)
     for key in (WOULD_LOSE, REFUSED):
         site.say(runner.resource, key, "")
-
-
-def mixture(view: View, resource: str, host: str) -> LogPos | None:
-    """Up to where the disk may hold a part of what it should (rule 12)."""
-    replay = view.replay(resource, host)
-    if replay is None or not replay.length:
-        return None
-    return LogPos(replay.pos.nr, replay.pos.producer, replay.pos.pos + replay.length)
 
 
 def known_digest(view: View, resource: str, host: str, at: LogPos) -> str:

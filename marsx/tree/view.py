@@ -299,6 +299,13 @@ class View:
     def fetched(self, resource: str, host: str) -> Mark | None:
         return parse_mark(self._text(paths.actual, resource, host, "fetched"))
 
+    def mixed_until(self, resource: str, host: str) -> LogPos | None:
+        """Up to where the disk may hold a part of what it should (rule 12); None: it is a whole state."""
+        replay = self.replay(resource, host)
+        if replay is None or not replay.length:
+            return None
+        return LogPos(replay.pos.nr, replay.pos.producer, replay.pos.pos + replay.length)
+
     def sound(self, resource: str, host: str) -> Mark | None:
         """Up to where its logs hold, if they are damaged."""
         return parse_mark(self._text(paths.actual, resource, host, "sound"))

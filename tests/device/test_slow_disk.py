@@ -131,7 +131,8 @@ def test_the_limit_of_the_shadow_holds(slow_disk, tmp_path, record_property):
 def counted(one: Serving, records: int) -> dict:
     """The counters behind 32 more writes, `records` in all: they are counted a moment after they are answered."""
     assert one.injector.run_writes(32, MIB, 32)[1] == 0
-    while one.primary.volume.counters["records"] < records:
+    end = time.monotonic() + 30
+    while one.primary.volume.counters["records"] < records and time.monotonic() < end:
         time.sleep(0.01)
     return one.primary.volume.counters
 
